@@ -1,0 +1,51 @@
+"""tsla: transformers whose attention costs O(N), with Taylor-series linear attention at the centre.
+
+Names are imported when first used, so that `import tsla` loads neither torch nor lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "tsla.ops": (
+        "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+        "taylor_feature_map", "window_attention",
+    ),
+    "tsla.mixers": ("HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "WindowAttention"),
+    "tsla.models": ("Encoder", "SequenceClassifier", "account"),
+    "tsla.build": ("load_model",),
+}  # fmt: skip
+
+__all__ = [
+    "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
+    "TaylorAttention", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
+    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "window_attention",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from tsla.build import load_model
+    from tsla.mixers import HeadSplit, Mixed, Mixer, SoftmaxAttention, TaylorAttention, WindowAttention
+    from tsla.models import Encoder, SequenceClassifier, account
+    from tsla.ops import (
+        Attended,
+        KernelState,
+        linear_attention,
+        taylor_attention,
+        taylor_crossover,
+        taylor_feature_dim,
+        taylor_feature_map,
+        window_attention,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'tsla' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

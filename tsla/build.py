@@ -1,0 +1,191 @@
+"""From a config to the things it describes, and back from a saved folder. The only file that knows both sides."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import assert_never
+
+from lightning.pytorch.loggers import Logger
+
+from tsla.config import Config, ConfigError
+from tsla.config.compose import members, parse_group
+from tsla.config.schema import (
+    CsvLoggerConfig,
+    DigitsConfig,
+    EncoderConfig,
+    HeadsConfig,
+    ListOpsConfig,
+    MixerConfig,
+    NoneConfig,
+    SoftmaxConfig,
+    TaylorConfig,
+    TensorboardLoggerConfig,
+    WandbLoggerConfig,
+    WindowConfig,
+)
+from tsla.mixers import HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers.base import HeadOptions
+from tsla.models import Encoder, SequenceClassifier
+from tsla.models.pretrained import load_weights, read_model_config, save_model
+from tsla.tasks.base import Task, TaskSpec
+from tsla.tasks.digits import Digits
+from tsla.tasks.listops import ListOps
+from tsla.tasks.loading import LengthBatches, Loader, Rows
+from tsla.training.clock import Limits
+from tsla.training.fit import FitSettings
+from tsla.training.loggers import tensorboard_logger, wandb_logger
+from tsla.training.optim import OptimSettings
+
+
+def build_task(config: Config) -> Task:
+    """The task of a run; nothing is generated or read yet."""
+    match config.task:
+        case ListOpsConfig() as c:
+            return ListOps(**asdict(c), cache_dir=Path(config.data_dir))
+        case DigitsConfig() as c:
+            return Digits(seed=c.seed)
+        case _:
+            assert_never(config.task)
+
+
+def build_mixer(config: MixerConfig, model: EncoderConfig) -> Mixer:
+    """One mixer of a model, with local heads beside it if asked for."""
+    if not isinstance(config, HeadsConfig) or not config.local_heads:
+        return _mechanism(config, model)
+    part = replace(
+        config, local_heads=0, output_projection=False, dropout=0.0,
+        head_dim=config.head_dim or model.dim // config.heads, value_dim=config.value_dim or model.dim // config.heads,
+    )  # fmt: skip
+    far = _mechanism(replace(part, heads=config.heads - config.local_heads), model)
+    shared = {f.name: getattr(part, f.name) for f in fields(HeadsConfig) if f.name not in ("name", "heads")}
+    near = _mechanism(WindowConfig(heads=config.local_heads, window=config.local_window, **shared), model)
+    assert isinstance(near, WindowAttention)
+    dropout = model.dropout if config.dropout is None else config.dropout
+    return HeadSplit(far, near, dropout=dropout, output_projection=config.output_projection)
+
+
+def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
+    """The module of a mechanism: one case each."""
+    match config:
+        case NoneConfig():
+            return NoMixer(model.dim, causal=model.causal)
+        case TaylorConfig():
+            return TaylorAttention(model.dim, order=config.order, impl=config.impl, **_head_options(config, model))
+        case SoftmaxConfig():
+            return SoftmaxAttention(model.dim, **_head_options(config, model))
+        case WindowConfig():
+            return WindowAttention(model.dim, window=config.window, **_head_options(config, model))
+        case _:
+            assert_never(config)
+
+
+def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
+    return {
+        "heads": config.heads,
+        "head_dim": config.head_dim,
+        "value_dim": config.value_dim,
+        "kv_heads": config.kv_heads,
+        "causal": model.causal,
+        "rotary": model.positions == "rotary",
+        "gate": config.gate,
+        "qk_norm": config.qk_norm,
+        "dropout": model.dropout if config.dropout is None else config.dropout,
+        "output_projection": config.output_projection,
+    }
+
+
+def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> SequenceClassifier:
+    """The classifier of a task. A pattern of layers takes its other mixers with the chosen mixer's heads."""
+    pattern = [_named_mixer(name, mixer) for name in model.layers] or [mixer]
+    encoder = Encoder(
+        vocab_size=spec.vocab_size, dim=model.dim, depth=model.depth,
+        mixer=lambda layer: build_mixer(pattern[layer % len(pattern)], model),
+        causal=model.causal, positions=model.positions, max_length=spec.max_length, feed_forward=model.feed_forward,
+        feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, dropout=model.dropout,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )  # fmt: skip
+    return SequenceClassifier(encoder, num_classes=spec.num_classes, pool=model.pool, dropout=model.dropout)
+
+
+def _named_mixer(name: str, chosen: MixerConfig) -> MixerConfig:
+    """The chosen mixer itself, or another mechanism with its heads and widths."""
+    if name == chosen.name:
+        return chosen
+    other = members("mixer")[name]
+    if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
+        return other()
+    shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}
+    return other(**shared)  # type: ignore[return-value]
+
+
+def mixer_name(config: Config) -> str:
+    """What tables call the mixer: ``taylor``, or ``window+taylor`` for a pattern."""
+    return "+".join(config.model.layers) or config.mixer.name
+
+
+def build_loaders(config: Config, task: Task, splits: tuple[str, ...], rank: int) -> list[Loader]:
+    """Batches of the named splits: `train` in an order of (seed, epoch), the others by length, each row once."""
+    loaders = []
+    for split in splits:
+        rows = Rows(task.split(split))
+        training = split == "train"
+        batches = LengthBatches(
+            rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
+            world=config.trainer.devices, drop_uneven=training,
+        )  # fmt: skip
+        loaders.append(Loader(rows, batches, workers=config.trainer.workers if training else 0))
+    return loaders
+
+
+def build_optim(config: Config) -> OptimSettings:
+    """Optimiser and schedule."""
+    return OptimSettings(**{name: getattr(config.optim, name) for name in OptimSettings._fields})
+
+
+def build_fit(config: Config) -> FitSettings:
+    """How to train."""
+    t = config.trainer
+    return FitSettings(
+        limits=Limits(t.max_steps, t.max_epochs, t.max_minutes), accumulate=t.accumulate,
+        validate_every=t.validate_every, checkpoint_every=t.checkpoint_every, precision=t.precision,
+        accelerator=t.accelerator, devices=t.devices, compile=t.compile,
+    )  # fmt: skip
+
+
+def build_loggers(config: Config, folder: Path) -> list[Logger]:
+    """Loggers beside metrics.csv."""
+    match config.logger:
+        case CsvLoggerConfig():
+            return []
+        case WandbLoggerConfig() as c:
+            return [wandb_logger(folder, project=c.project, mode=c.mode)]
+        case TensorboardLoggerConfig():
+            return [tensorboard_logger(folder)]
+        case _:
+            assert_never(config.logger)
+
+
+def save(model: SequenceClassifier, config: Config, spec: TaskSpec, folder: Path) -> None:
+    """Write a trained model so that `load_model` needs nothing but the folder."""
+    save_model(model, {"task": spec._asdict(), "mixer": asdict(config.mixer), "model": asdict(config.model)}, folder)
+
+
+def load_model(folder: str | Path) -> SequenceClassifier:
+    """The model that a run saved in its `model` folder, ready to use; its config is data, and checked.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: a damaged or foreign file, or a config that does not fit, with what is wrong.
+    """
+    folder = Path(folder)
+    saved = read_model_config(folder)
+    problems: list[str] = []
+    mixer = parse_group("mixer", saved.get("mixer"), problems)
+    model = parse_group("model", saved.get("model"), problems)
+    spec = saved.get("task")
+    if not isinstance(spec, dict) or set(spec) != set(TaskSpec._fields):
+        problems.append(f"task must have {', '.join(TaskSpec._fields)}, got {spec!r}")
+    if problems:
+        raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
+    made = build_model(model, mixer, TaskSpec(**spec))  # type: ignore[arg-type]
+    load_weights(made, folder)
+    return made.eval()

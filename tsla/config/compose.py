@@ -1,0 +1,200 @@
+"""From `key=value` arguments, or from a run's config.yaml, to one checked `Config`; all problems are told at once.
+
+Hydra picks and merges the short YAML files of `configs/`; the dataclasses give every default and decide what exists.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
+from omegaconf.errors import ValidationError
+
+from tsla.config.options import ConfigError, did_you_mean
+from tsla.config.schema import GROUPS, Config
+from tsla.config.validate import find_problems
+
+
+def config_root() -> Path:
+    """The folder of YAML groups: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+
+
+def group_choices(group: str) -> list[str]:
+    """The names a group can be set to, such as ``mixer=taylor``."""
+    return sorted(path.stem for path in (config_root() / group).glob("*.yaml"))
+
+
+def compose(arguments: Sequence[str]) -> Config:
+    """The config that `key=value` arguments give.
+
+    Raises:
+        ConfigError: with every problem found, each naming the argument and what is allowed.
+    """
+    choices, values, problems = _sort_arguments(arguments)
+    if problems:
+        raise ConfigError(problems)
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_root())):
+        composed = hydra_compose("train", [f"{group}={name}" for group, name in choices.items()], True)
+    experiment = composed.hydra.runtime.choices["experiment"]
+    data: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    del data["hydra"]
+    for key, value in values:
+        *parents, leaf = key.split(".")
+        node: Any = data
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError([f"{key} is not an option: {'.'.join(parents)} has no parts"])
+        node[leaf] = value
+    return parse({**data, "experiment": experiment})
+
+
+def parse(data: Mapping[str, Any]) -> Config:
+    """A `Config` from plain nested data, such as a config.yaml; nothing in it is run.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, values out of range, impossible combinations: all of them.
+    """
+    problems = _unknown("", data, [f.name for f in fields(Config)])
+    parts: dict[str, Any] = {}
+    for f in fields(Config):
+        if f.name in GROUPS:
+            parts[f.name] = parse_group(f.name, data.get(f.name), problems)
+        elif f.name in data:
+            parts[f.name] = _typed(f.name, f.type, data[f.name], problems)
+    if problems:
+        raise ConfigError(problems)
+    config = Config(**parts)
+    if problems := find_problems(config):
+        raise ConfigError(problems)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as YAML, which `parse` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def read(path: Path) -> Config:
+    """The config of a run's config.yaml.
+
+    Raises:
+        ConfigError: a file that is not such a config, with its path.
+    """
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # any parser error means the same to the reader: this is not a config
+        raise ConfigError([f"{path} is not YAML: {error}"]) from None
+    if not isinstance(data, dict):
+        raise ConfigError([f"{path} must hold a mapping of options, got {type(data).__name__}"])
+    try:
+        return parse({str(key): value for key, value in data.items()})
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def members(group: str) -> dict[str, type]:
+    """The dataclasses of a group by the names each goes by."""
+    union = GROUPS[group]
+    found = {}
+    for cls in get_args(union) or (union,):
+        (name,) = (f for f in fields(cls) if f.name == "name")
+        found.update(dict.fromkeys(name.metadata["choices"], cls))
+    return found
+
+
+def _sort_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]], list[str]]:
+    """Group choices, value overrides and problems of the arguments; of the keys, only their first parts are judged."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = [*GROUPS, "experiment"]
+    parser = OverridesParser.create()
+    choices: dict[str, str] = {}
+    values: list[tuple[str, Any]] = []
+    problems: list[str] = []
+    for argument in arguments:
+        if "=" not in argument:
+            problems.append(f"argument {argument!r} must have the form key=value")
+            continue
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]}")
+            continue
+        key, value = override.key_or_group, override.value()
+        if override.is_delete() or override.is_sweep_override():
+            problems.append(f"argument {argument!r}: an option can be set to one value, not removed or swept")
+        elif key in groups and not isinstance(value, Mapping):
+            names = group_choices(key)
+            if value in names:
+                choices[key] = str(value)
+            else:
+                problems.append(f"{key} ({value!r}) must be one of {', '.join(names)}" + did_you_mean(value, names))
+        else:
+            values.append((key, value))
+    return choices, values, problems
+
+
+def parse_group(group: str, data: Any, problems: list[str]) -> Any:
+    """The dataclass of one group, or None with its problems noted."""
+    known = members(group)
+    if not isinstance(data, Mapping):
+        problems.append(f"{group} must be a mapping of options with a name, got {data!r}")
+        return None
+    cls = known.get(data.get("name", ""))
+    if cls is None:
+        problems.append(f"{group}.name ({data.get('name')!r}) must be one of {', '.join(known)}"
+                        + did_you_mean(data.get("name"), known))  # fmt: skip
+        return None
+    problems += _unknown(f"{group}.", data, [f.name for f in fields(cls)], f" of {group}={data['name']}")
+    kept = {f.name: _typed(f"{group}.{f.name}", f.type, data[f.name], problems) for f in fields(cls) if f.name in data}
+    return cls(**kept)
+
+
+def _unknown(path: str, data: Mapping[str, Any], known: list[str], of: str = "") -> list[str]:
+    return [f"{path}{key} is not an option{of}" + _suggest(path, key, known) for key in data if key not in known]
+
+
+def _suggest(path: str, key: str, known: list[str]) -> str:
+    """The nearest option of the same group; for a key without a group, also the groups that have such an option."""
+    if not path:
+        homes = {f"{group}.{f.name}" for group in GROUPS for cls in members(group).values() for f in fields(cls)}
+        if fitting := sorted(home for home in homes if home.endswith(f".{key}")):
+            return f" (did you mean {' or '.join(repr(home) for home in fitting)}?)"
+    return did_you_mean(key, known)
+
+
+def _typed(path: str, kind: Any, value: Any, problems: list[str]) -> Any:
+    """`value` as the type of its field, by OmegaConf's rules (which refuse 1.5 for an int); a wrong one is noted."""
+    if kind == list[str]:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        problems.append(f"{path} ({value!r}) must be a list of names, such as [window,taylor]")
+        return None
+    (base, *rest) = get_args(kind) or (kind,)
+    if isinstance(value, str) and "${" in value:
+        problems.append(f"{path} ({value!r}) must be a plain value: interpolations are not read")
+        return None
+    node, spelled = _NODES[base]
+    try:
+        return node(value=value, is_optional=bool(rest))._value()
+    except ValidationError:
+        problems.append(f"{path} ({value!r}) must be {spelled}" + (" or null" if rest else ""))
+        return None
+
+
+_NODES: dict[type, tuple[Any, str]] = {
+    bool: (BooleanNode, "true or false"),
+    int: (IntegerNode, "a whole number"),
+    float: (FloatNode, "a number"),
+    str: (StringNode, "a text"),
+}

@@ -1,0 +1,194 @@
+"""Every option there is, as dataclasses: tasks, mixers, model, optimiser, trainer, loggers, and the whole `Config`.
+
+A group with several members is a union; the member is found by its `name`. Nothing here imports torch.
+"""
+
+# ruff: noqa: RUF009 - `option` makes a dataclass field, and a new list for each config
+
+from dataclasses import dataclass
+from typing import Any
+
+from tsla.config.options import option
+
+LISTOPS = ("listops", "listops_medium", "listops_short")
+MIXERS = ("none", "taylor", "softmax", "window")
+
+
+@dataclass
+class ListOpsConfig:
+    """ListOps as Long Range Arena defines it, generated here or read from a `listops-1000` folder."""
+
+    name: str = option("listops", "which size; its numbers stand in configs/task", choices=LISTOPS)
+    min_length: int = option(500, "rows are longer than this, in tokens", low=1)
+    max_length: int = option(2000, "rows are shorter than this, in tokens", low=3)
+    max_depth: int = option(10, "depth at which every node is a digit; the root has depth 1", low=2)
+    max_args: int = option(10, "most arguments of an operator", low=2)
+    train_rows: int = option(96_000, "rows of the training split", low=1)
+    val_rows: int = option(2_000, "rows of the validation split", low=1)
+    test_rows: int = option(2_000, "rows of the test split", low=1)
+    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
+    path: str | None = option(None, "a folder with basic_{train,val,test}.tsv to read instead of generating")
+
+
+@dataclass
+class DigitsConfig:
+    """The 8x8 digits of scikit-learn as sequences of 64 pixels."""
+
+    name: str = option("digits", "the task", choices=("digits",))
+    seed: int = option(0, "of the split into train, val and test", low=0)
+
+
+@dataclass
+class NoneConfig:
+    """No mixing: the control row."""
+
+    name: str = option("none", "the mechanism", choices=("none",))
+
+
+@dataclass
+class HeadsConfig:
+    """The options of every mixer with heads."""
+
+    name: str = option("", "the mechanism")
+    heads: int = option(8, "query heads, local ones included", low=1)
+    head_dim: int | None = option(None, "width of a query or key head; null = dim / heads", low=1)
+    value_dim: int | None = option(None, "width of a value head; null = dim / heads", low=1)
+    kv_heads: int | None = option(None, "key/value heads; null = heads, 1 = multi-query", low=1)
+    gate: bool = option(False, "multiply each head's output by a sigmoid of its token")
+    qk_norm: bool = option(False, "RMS-normalise queries and keys")
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+    output_projection: bool = option(True, "mix the heads by a last linear layer")
+    local_heads: int = option(0, "how many of the heads are exact softmax in a window instead", low=0)
+    local_window: int = option(32, "how far the local heads see", low=0)
+
+
+@dataclass
+class TaylorConfig(HeadsConfig):
+    """Taylor-series linear attention."""
+
+    name: str = option("taylor", "the mechanism", choices=("taylor",))
+    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
+    order: int = option(2, "even degree of the polynomial", low=0)
+    impl: str = option("auto", "form of the computation", choices=("auto", "direct", "linear"))
+
+
+@dataclass
+class SoftmaxConfig(HeadsConfig):
+    """Softmax attention."""
+
+    name: str = option("softmax", "the mechanism", choices=("softmax",))
+
+
+@dataclass
+class WindowConfig(HeadsConfig):
+    """Softmax attention in a sliding window."""
+
+    name: str = option("window", "the mechanism", choices=("window",))
+    window: int = option(64, "how far a token sees; 0 is itself only", low=0)
+
+
+@dataclass
+class EncoderConfig:
+    """A pre-norm encoder with a classification head."""
+
+    name: str = option("encoder", "the model", choices=("encoder",))
+    dim: int = option(128, "model width", low=1)
+    depth: int = option(2, "number of blocks", low=1)
+    causal: bool = option(False, "tokens see earlier ones only")
+    positions: str = option("none", "positions", choices=("none", "learned", "sinusoidal", "rotary"))
+    layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
+    short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
+    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
+    pool: str = option("mean", "from tokens to one vector", choices=("mean", "cls", "attention"))
+    dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)
+    gradient_checkpointing: bool = option(False, "run blocks again in the backward pass instead of keeping them")
+
+
+@dataclass
+class AdamWConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    name: str = option("adamw", "the optimiser", choices=("adamw",))
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    final_lr: float = option(0.0, "learning rate at the end, as a fraction of the peak", low=0, high=1)
+    warmup_steps: int = option(100, "optimiser steps of linear warm-up", low=0)
+    weight_decay: float = option(0.05, "on matrices; not on biases, norms, embeddings and scales", low=0)
+    beta1: float = option(0.9, "decay of the gradient mean", low=0, high=0.9999)
+    beta2: float = option(0.98, "decay of the squared-gradient mean", low=0, high=0.99999)
+    clip_norm: float = option(1.0, "largest gradient norm; 0 = no clipping", low=0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how big, how often, and on what."""
+
+    name: str = option("default", "the trainer preset", choices=("default",))
+    max_steps: int | None = option(None, "optimiser steps; the schedule follows them if given", low=1)
+    max_epochs: int | None = option(None, "passes over the training split", low=1)
+    max_minutes: float | None = option(None, "minutes of training, validation included", above=0)
+    batch_tokens: int = option(4096, "most tokens of a batch, padding included; rows of like length go together", low=1)
+    accumulate: int = option(1, "batches per optimiser step", low=1)
+    validate_every: int = option(200, "optimiser steps between validations; best.ckpt is chosen there", low=1)
+    checkpoint_every: int = option(200, "optimiser steps between writes of last.ckpt", low=1)
+    precision: str = option("fp32", "type of matrix products; states stay fp32", choices=("fp32", "bf16"))
+    accelerator: str = option("auto", "hardware", choices=("auto", "cpu", "cuda", "mps"))
+    devices: int = option(1, "processes, one per device", low=1)
+    compile: bool = option(False, "torch.compile the model")
+    workers: int = option(0, "processes that make batches", low=0)
+
+
+@dataclass
+class CsvLoggerConfig:
+    """metrics.csv only, which is always written."""
+
+    name: str = option("csv", "the logger", choices=("csv",))
+
+
+@dataclass
+class WandbLoggerConfig:
+    """Weights & Biases beside metrics.csv; offline unless told otherwise."""
+
+    name: str = option("wandb", "the logger", choices=("wandb",))
+    project: str = option("tsla", "project name")
+    mode: str = option("offline", "offline files can be sent later by `wandb sync`", choices=("offline", "online"))
+
+
+@dataclass
+class TensorboardLoggerConfig:
+    """TensorBoard files beside metrics.csv."""
+
+    name: str = option("tensorboard", "the logger", choices=("tensorboard",))
+
+
+TaskConfig = ListOpsConfig | DigitsConfig
+MixerConfig = NoneConfig | TaylorConfig | SoftmaxConfig | WindowConfig
+ModelConfig = EncoderConfig
+OptimConfig = AdamWConfig
+LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig
+
+
+@dataclass
+class Config:
+    """One run, completely."""
+
+    task: TaskConfig
+    mixer: MixerConfig
+    model: ModelConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    experiment: str = option("quickstart", "the experiment these options started from")
+    seed: int = option(0, "of weights, order and dropout", low=0)
+    run_dir: str | None = option(None, "where the run goes; null = runs/<experiment>/<date-time-id>")
+    data_dir: str = option("data", "where tasks keep what they generate")
+
+
+GROUPS: dict[str, Any] = {
+    "task": TaskConfig,
+    "mixer": MixerConfig,
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+}

@@ -1,0 +1,61 @@
+"""What single options cannot tell: combinations that do not work. Says so before torch is imported or data touched."""
+
+from collections.abc import Iterator
+
+from tsla.config.options import check_options
+from tsla.config.schema import GROUPS, Config, HeadsConfig, ListOpsConfig, NoneConfig, TaylorConfig
+
+
+def find_problems(config: Config) -> list[str]:
+    """Every problem of a config, in the order of its groups."""
+    problems = check_options("", config)
+    for group in GROUPS:
+        problems += check_options(f"{group}.", getattr(config, group))
+    return problems or [*_task(config), *_mixer(config), *_model(config), *_trainer(config)]
+
+
+def _task(config: Config) -> Iterator[str]:
+    task = config.task
+    if isinstance(task, ListOpsConfig) and task.min_length + 1 >= task.max_length:
+        yield f"task.min_length ({task.min_length}) must be below task.max_length - 1 ({task.max_length - 1})"
+
+
+def _mixer(config: Config) -> Iterator[str]:
+    mixer, model = config.mixer, config.model
+    if isinstance(mixer, NoneConfig):
+        return
+    if isinstance(mixer, TaylorConfig) and mixer.order % 2:
+        yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
+    far, kv = mixer.heads - mixer.local_heads, mixer.kv_heads or 1
+    if far < 1:
+        yield f"mixer.local_heads ({mixer.local_heads}) must be below mixer.heads ({mixer.heads})"
+    if far % kv or mixer.local_heads % kv:
+        parts = f"{far} and {mixer.local_heads} local" if mixer.local_heads else f"{mixer.heads}"
+        yield f"mixer.kv_heads ({mixer.kv_heads}) must divide the heads ({parts})"
+    if (mixer.value_dim is None or mixer.head_dim is None) and model.dim % mixer.heads:
+        yield f"mixer.heads ({mixer.heads}) must divide model.dim ({model.dim}), or give mixer.head_dim and value_dim"
+        return
+    if model.positions == "rotary" and (mixer.head_dim or model.dim // mixer.heads) % 2:
+        yield f"model.positions=rotary needs an even head dim, got {mixer.head_dim or model.dim // mixer.heads}"
+    width = mixer.heads * (mixer.value_dim or model.dim // mixer.heads)
+    if not mixer.output_projection and width != model.dim:
+        yield f"mixer.output_projection=false needs heads * value_dim ({width}) equal to model.dim ({model.dim})"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.positions == "sinusoidal" and model.dim % 2:
+        yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
+    if model.pool == "cls" and model.causal:
+        yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
+    if len(model.layers) > model.depth:
+        yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
+    others = [name for name in model.layers if name not in ("none", config.mixer.name)]
+    if others and not isinstance(config.mixer, HeadsConfig):
+        yield f"model.layers={model.layers} needs the heads of a mixer: choose one of {', '.join(others)} as mixer"
+
+
+def _trainer(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_minutes is None:
+        yield "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes: training needs an end"

@@ -1,0 +1,1 @@
+"""What a trained model is worth: its accuracy, beside reference lines, in a table and a figure."""

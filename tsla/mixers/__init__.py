@@ -1,0 +1,20 @@
+"""Token mixers: one module per mechanism, all with the same heads, masks, cross-attention and decoding."""
+
+from tsla.mixers.base import HeadMixer, Mixed, Mixer, State
+from tsla.mixers.head_split import HeadSplit
+from tsla.mixers.none import NoMixer
+from tsla.mixers.softmax import SoftmaxAttention
+from tsla.mixers.taylor import TaylorAttention
+from tsla.mixers.window import WindowAttention
+
+__all__ = [
+    "HeadMixer",
+    "HeadSplit",
+    "Mixed",
+    "Mixer",
+    "NoMixer",
+    "SoftmaxAttention",
+    "State",
+    "TaylorAttention",
+    "WindowAttention",
+]

@@ -1,0 +1,226 @@
+"""The base of all mixers: `Mixer`, what blocks call, and `HeadMixer`, projections and heads around a mechanism."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from tsla.ops import rotary
+
+MODES = frozenset({"bidirectional", "causal", "cross", "decode"})
+
+
+class State(Protocol):
+    """What a mixer remembers: a NamedTuple of tensors, or of such tuples; `length` ``(b,)`` counts the tokens seen."""
+
+    @property
+    def length(self) -> Tensor: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Mixed(NamedTuple):
+    """Output ``(b, n, dim)``; a second stream for the next layer; a loss the mechanism adds (None: absent)."""
+
+    output: Tensor
+    side: Tensor | None = None
+    aux: Tensor | None = None
+
+
+class Mixer(nn.Module):
+    """What blocks call: a token mixer ``(b, n, dim) -> (b, n, dim)``, whatever it does inside.
+
+    A mechanism defines `mix`, `extend` where it supports decoding, and `state_bytes`; most build on `HeadMixer`.
+
+    Args:
+        dim: model width.
+        width: of the output before any output projection.
+        causal: a token sees itself and earlier ones only; needed by `extend`.
+
+    Raises:
+        ValueError: if the mechanism does not support the direction, with the list of what it does.
+    """
+
+    supports: frozenset[str] = frozenset()
+
+    def __init__(self, dim: int, *, width: int, causal: bool) -> None:
+        super().__init__()
+        self.dim, self.width, self.causal = dim, width, causal
+        self.need("causal" if causal else "bidirectional")
+
+    def mix(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
+    ) -> Mixed:
+        """Mix the tokens of x, or let them read those of `context`.
+
+        Args:
+            x: ``(b, n, dim)``.
+            context: ``(b, m, dim)`` for cross-attention.
+            mask: ``(b, n)``, or ``(b, m)`` with a context; bool, True = real token.
+            side: stream of the layer before; a mechanism without one leaves it alone.
+        """
+        raise TypeError(f"{type(self).__name__} must define mix()")
+
+    def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """Outputs of any number of new tokens and the state after them: prefill, chunked prefill, decoding.
+
+        Args:
+            x: ``(b, n, dim)``, the tokens that follow those `state` has seen (None = none yet).
+            state: returned by the call before.
+            mask: ``(b, n)`` bool; a masked token leaves the state and the count of positions as they were.
+        """
+        raise TypeError(f"{type(self).__name__} must define extend()")
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes per sequence that later queries need of `length` keys, counters aside."""
+        raise TypeError(f"{type(self).__name__} must define state_bytes()")
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """``mix(...).output``: ``(b, n, dim)``."""
+        return self.mix(x, context, mask=mask).output
+
+    def need(self, mode: str) -> None:
+        """Raise ValueError with the list of what is supported, unless `mode` is."""
+        if mode not in self.supports:
+            raise ValueError(
+                f"{type(self).__name__} does not support {mode!r}, only {', '.join(sorted(self.supports))}"
+            )
+
+    def check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
+        """Raise ValueError unless x, context and mask have the shapes and types `mix` names."""
+        keys = x if context is None else context
+        for name, y in (("x", x), ("context", keys)):
+            if y.dim() != 3 or y.shape[-1] != self.dim:
+                raise ValueError(f"{name} must have shape (batch, length, {self.dim}), got {tuple(y.shape)}")
+        if mask is not None and (mask.shape != keys.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask must be bool of shape {tuple(keys.shape[:2])}, True = real token; "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+    def check_extend(self, x: Tensor, mask: Tensor | None) -> None:
+        """Raise ValueError unless this mixer can decode and the input fits."""
+        self.need("decode")
+        if not self.causal:
+            raise ValueError("extend needs causal=True: a later token would change earlier outputs")
+        self.check_input(x, None, mask)
+
+
+class HeadOptions(TypedDict, total=False):
+    """The keyword arguments of `HeadMixer`, for the signatures of the mechanisms built on it."""
+
+    heads: int
+    head_dim: int | None
+    value_dim: int | None
+    kv_heads: int | None
+    causal: bool
+    rotary: bool
+    gate: bool
+    qk_norm: bool
+    dropout: float
+    output_projection: bool
+
+
+class HeadMixer(Mixer):
+    """A mixer with heads: bias-free projections around `attend`, which the mechanism defines.
+
+    Args:
+        dim: model width.
+        heads: query heads.
+        head_dim: width of a query and key head; None = `default_head_dim` of the mechanism, or dim / heads.
+        value_dim: width of a value head; None = dim / heads.
+        kv_heads: key/value heads, a divisor of heads (1 = multi-query); None = heads.
+        causal: a token sees itself and earlier ones only; needed by `extend`.
+        rotary: rotary positions on queries and keys, before any feature map.
+        gate: multiply each head's output by a sigmoid of the token it belongs to.
+        qk_norm: RMS-normalise queries and keys per head, with a learned scale.
+        dropout: on the output.
+        output_projection: False returns the concatenated heads, ``(b, n, width)``.
+
+    Raises:
+        ValueError: widths and heads that do not fit, or a mode the mechanism does not support.
+    """
+
+    default_head_dim: ClassVar[int | None] = None
+
+    def __init__(
+        self, dim: int, *, heads: int = 8, head_dim: int | None = None, value_dim: int | None = None,
+        kv_heads: int | None = None, causal: bool = False, rotary: bool = False, gate: bool = False,
+        qk_norm: bool = False, dropout: float = 0.0, output_projection: bool = True,
+    ) -> None:  # fmt: skip
+        head_dim = self.default_head_dim if head_dim is None else head_dim
+        for name, size in (("dim", dim), ("heads", heads), ("head_dim", head_dim), ("value_dim", value_dim)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} ({size}) must be at least 1")
+        if (head_dim is None or value_dim is None) and dim % heads:
+            raise ValueError(f"heads ({heads}) must divide dim ({dim}), or give head_dim and value_dim")
+        kv_heads = heads if kv_heads is None else kv_heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"kv_heads ({kv_heads}) must divide heads ({heads})")
+        head_dim, value_dim = head_dim or dim // heads, value_dim or dim // heads
+        if rotary and head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, got {head_dim}")
+        super().__init__(dim, width=heads * value_dim, causal=causal)
+        self.heads, self.kv_heads, self.rotary = heads, kv_heads, rotary
+        self.head_dim, self.value_dim = head_dim, value_dim
+        self.to_q = nn.Linear(dim, heads * self.head_dim, bias=False)
+        self.to_k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
+        self.to_v = nn.Linear(dim, kv_heads * self.value_dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.to_gate = nn.Linear(dim, heads) if gate else None
+        self.to_out = nn.Linear(self.width, dim, bias=False) if output_projection else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Heads ``(b, h, n, e)`` of q ``(b, h, n, d)``, k ``(b, g, m, d)``, v ``(b, g, m, e)``, key mask ``(b, m)``."""
+        raise TypeError(f"{type(self).__name__} must define attend()")
+
+    def attend_next(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+    ) -> tuple[Tensor, State]:
+        """The same for tokens that follow those in `state`, causal; and the state after them."""
+        raise TypeError(f"{type(self).__name__} must define attend_next()")
+
+    def mix(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
+    ) -> Mixed:
+        if context is not None:
+            self.need("cross")
+            if self.causal or self.rotary:
+                raise ValueError("cross-attention has no order between x and context: causal and rotary must be False")
+        self.check_input(x, context, mask)
+        places = positions(mask, x) if self.rotary else None
+        q, k, v = self._project(x, x if context is None else context, places)
+        return Mixed(self._merge(self.attend(q, k, v, mask), x))
+
+    def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        self.check_extend(x, mask)
+        places = positions(mask, x, None if state is None else state.length) if self.rotary else None
+        q, k, v = self._project(x, x, places)
+        out, state = self.attend_next(q, k, v, mask, state)
+        return self._merge(out, x), state
+
+    def _project(self, x: Tensor, keys: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q_norm(rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads))
+        k = self.k_norm(rearrange(self.to_k(keys), "b m (g d) -> b g m d", g=self.kv_heads))
+        v = rearrange(self.to_v(keys), "b m (g e) -> b g m e", g=self.kv_heads)
+        if places is not None:
+            q, k = rotary(q, places), rotary(k, places)
+        return q, k, v
+
+    def _merge(self, out: Tensor, x: Tensor) -> Tensor:
+        if self.to_gate is not None:
+            out = out * rearrange(self.to_gate(x).sigmoid(), "b n h -> b h n 1")
+        return self.dropout(self.to_out(rearrange(out, "b h n e -> b n (h e)")))
+
+
+def positions(mask: Tensor | None, x: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Position of each token of x ``(b, n, .)`` among the real ones, ``(n,)`` or ``(b, n)``, after `offset` ``(b,)``.
+
+    Counting real tokens makes left padding, right padding and no padding the same.
+    """
+    places = torch.arange(x.shape[1], device=x.device) if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+    return places if offset is None else places + offset[:, None]

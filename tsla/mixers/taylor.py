@@ -1,0 +1,54 @@
+"""Taylor-series linear attention (arXiv 2402.18668, 2403.02920)."""
+
+from typing import Unpack
+
+from torch import Tensor
+
+from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
+from tsla.ops import taylor_attention, taylor_feature_dim
+from tsla.ops.attention import FORMS
+from tsla.ops.checks import check_choice
+from tsla.ops.feature_map import check_order
+from tsla.ops.types import KernelState
+
+
+class TaylorAttention(HeadMixer):
+    """Attention with weights T(q.k / sqrt(head_dim)), T the Taylor polynomial of exp: cost O(n), state O(1).
+
+    >>> layer = TaylorAttention(dim=256, heads=8, causal=True)
+    >>> y = layer(torch.randn(2, 4096, 256))
+    >>> y, state = layer.extend(torch.randn(2, 1, 256))
+
+    Args:
+        dim: model width.
+        order: even degree of the polynomial.
+        impl: form of the computation, see `tsla.ops.taylor_attention`.
+        options: as in `HeadMixer`; head_dim defaults to 16, since cost and state grow with its square.
+    """
+
+    supports = MODES
+    default_head_dim = 16
+
+    def __init__(self, dim: int, *, order: int = 2, impl: str = "auto", **options: Unpack[HeadOptions]) -> None:
+        check_order(order)
+        super().__init__(dim, **options)
+        self.order, self.impl = order, check_choice("impl", impl, FORMS)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return taylor_attention(
+            q, k, v, order=self.order, causal=self.causal, key_mask=mask, return_state=False, impl=self.impl
+        ).output
+
+    def attend_next(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+    ) -> tuple[Tensor, State]:
+        before = None if state is None else KernelState(*state)
+        out, after = taylor_attention(
+            q, k, v, order=self.order, causal=True, key_mask=mask, state=before, return_state=True, impl=self.impl
+        )
+        assert after is not None
+        return out, after
+
+    def state_bytes(self, length: int) -> int:
+        """kv and z in float32, whatever the length."""
+        return 4 * self.kv_heads * taylor_feature_dim(self.head_dim, order=self.order) * (self.value_dim + 1)

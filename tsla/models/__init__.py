@@ -1,0 +1,8 @@
+"""Models: blocks, encoder and heads around any mixer; what they cost; saving and loading."""
+
+from tsla.models.account import Account, account
+from tsla.models.block import Block, FeedForward, ShortConv
+from tsla.models.classifier import Classified, SequenceClassifier
+from tsla.models.encoder import Encoder
+
+__all__ = ["Account", "Block", "Classified", "Encoder", "FeedForward", "SequenceClassifier", "ShortConv", "account"]

@@ -1,0 +1,44 @@
+"""What a model costs: parameters, operations and state, read off the modules that run."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tsla.mixers import Mixer
+
+
+class Account(NamedTuple):
+    """Costs of a model at one sequence length.
+
+    parameters: trainable numbers.  flops_per_token: matrix operations of a forward pass, a multiply and an add each
+    counted, over the tokens.  state_bytes: what all mixers need of one sequence's keys (see `Mixer.state_bytes`).
+    """
+
+    parameters: int
+    flops_per_token: float
+    state_bytes: int
+
+
+def account(model: nn.Module, length: int) -> Account:
+    """Costs of `model`, which takes token ids ``(b, n)``, for sequences of `length` tokens.
+
+    Operations are counted while a copy runs on the meta device, so nothing is computed.
+
+    Raises:
+        ValueError: if length is below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length ({length}) must be at least 1")
+    twin = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(1, length, dtype=torch.long, device="meta"))
+    mixers = [m for m in model.modules() if isinstance(m, Mixer)]
+    inner = {id(part) for m in mixers for part in m.modules() if part is not m}  # counted by the mixer they are part of
+    return Account(
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        flops_per_token=counter.get_total_flops() / length,
+        state_bytes=sum(m.state_bytes(length) for m in mixers if id(m) not in inner),
+    )

@@ -1,0 +1,104 @@
+"""The pre-norm block: norm, mixer, norm, feed-forward, each on a residual."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad, silu
+
+from tsla.mixers import Mixer
+
+FEED_FORWARDS = ("gelu", "swiglu")
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU, or three with SwiGLU (arXiv 2002.05202) at the same number of parameters.
+
+    Args:
+        dim: model width.
+        kind: ``"gelu"`` or ``"swiglu"``.
+        mult: hidden width over dim, as GELU counts it.
+    """
+
+    def __init__(self, dim: int, *, kind: str = "gelu", mult: float = 4.0) -> None:
+        super().__init__()
+        if kind not in FEED_FORWARDS:
+            raise ValueError(f"feed_forward ({kind!r}) must be one of {', '.join(FEED_FORWARDS)}")
+        hidden = int(dim * mult) if kind == "gelu" else int(dim * mult * 2 / 3)
+        if hidden < 1:
+            raise ValueError(f"feed_forward_mult ({mult}) leaves no hidden width at dim {dim}")
+        self.into = nn.Linear(dim, hidden if kind == "gelu" else 2 * hidden)
+        self.out = nn.Linear(hidden, dim)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x)
+        if self.kind == "gelu":
+            return self.out(gelu(hidden))
+        value, gate = hidden.chunk(2, dim=-1)
+        return self.out(value * silu(gate))
+
+
+class ShortConv(nn.Module):
+    """Depthwise convolution over a few neighbouring tokens, added to its input.
+
+    Args:
+        dim: model width.
+        kernel: tokens seen: the token and those before it if causal, centred on it if not.
+        causal: see above.
+    """
+
+    def __init__(self, dim: int, *, kernel: int, causal: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(dim, dim, kernel, groups=dim)
+        self.reach = (kernel - 1, 0) if causal else (kernel // 2, (kernel - 1) // 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(b, n, dim)``; masked tokens ``(b, n)`` count as zeros, as the space beyond the ends does."""
+        y = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        return x + self.conv(pad(y.transpose(1, 2), self.reach)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + mixer(conv(norm(x))), then x + feed_forward(norm(x)).
+
+    Args:
+        mixer: the token mixer; its `dim` and `causal` are the block's.
+        feed_forward, feed_forward_mult: see `FeedForward`.
+        short_conv: kernel of a `ShortConv` before the mixer; 0 = none.
+        dropout: on what the feed-forward adds (the mixer has its own).
+    """
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        *,
+        feed_forward: str = "gelu",
+        feed_forward_mult: float = 4.0,
+        short_conv: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if short_conv < 0:
+            raise ValueError(f"short_conv ({short_conv}) must not be negative")
+        dim = mixer.dim
+        self.mixer_norm = nn.LayerNorm(dim)
+        self.conv = ShortConv(dim, kernel=short_conv, causal=mixer.causal) if short_conv else None
+        self.mixer = mixer
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, kind=feed_forward, mult=feed_forward_mult)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, side: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x ``(b, n, dim)`` and its mask ``(b, n)``; returns x, the mixer's second stream, and the loss it adds."""
+        y = self.mixer_norm(x)
+        if self.conv is not None:
+            y = self.conv(y, mask)
+        mixed = self.mixer.mix(y, mask=mask, side=side)
+        x = x + mixed.output
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), mixed.side, mixed.aux
+
+
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Sum of two losses either of which may be absent."""
+    return b if a is None else a if b is None else torch.add(a, b)

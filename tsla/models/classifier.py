@@ -1,0 +1,73 @@
+"""Sequence classification: an encoder, one vector per sequence, a linear head."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tsla.models.encoder import Encoder
+
+POOLS = ("mean", "cls", "attention")
+
+
+class Classified(NamedTuple):
+    """Logits ``(b, num_classes)``, and the loss that mixers add (None where they add none)."""
+
+    logits: Tensor
+    aux: Tensor | None
+
+
+class SequenceClassifier(nn.Module):
+    """One of `num_classes` for each sequence.
+
+    >>> model = SequenceClassifier(Encoder(vocab_size=256, dim=128, depth=2), num_classes=10)
+    >>> logits = model(torch.randint(256, (4, 1000)))
+
+    Args:
+        encoder: makes the tokens that are pooled.
+        num_classes: width of the logits.
+        pool: ``"mean"`` over real tokens; ``"cls"``, a learned token put first; ``"attention"``, a learned weighting.
+        dropout: before the head.
+
+    Raises:
+        ValueError: an unknown pool, or ``"cls"`` in a causal encoder, whose first token sees nothing.
+    """
+
+    def __init__(self, encoder: Encoder, *, num_classes: int, pool: str = "mean", dropout: float = 0.0) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool ({pool!r}) must be one of {', '.join(POOLS)}")
+        if pool == "cls" and encoder.causal:
+            raise ValueError(
+                "pool 'cls' puts a token first, where a causal encoder sees nothing: use mean or attention"
+            )
+        if num_classes < 1:
+            raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+        self.encoder, self.pool = encoder, pool
+        self.cls = nn.Parameter(torch.randn(encoder.dim) * encoder.dim**-0.5) if pool == "cls" else None
+        self.score = nn.Linear(encoder.dim, 1, bias=False) if pool == "attention" else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits ``(b, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real."""
+        return self.run(tokens, mask).logits
+
+    def run(self, tokens: Tensor, mask: Tensor | None = None) -> Classified:
+        """Logits, and the loss that mixers add."""
+        x = self.encoder.embed(tokens, mask)
+        if self.cls is not None:
+            x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
+            mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
+        x, aux = self.encoder.encode(x, mask)
+        return Classified(self.head(self.dropout(self._pool(x, mask))), aux)
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.cls is not None:
+            return x[:, 0]
+        weight = x.new_zeros(*x.shape[:2], 1) if self.score is None else self.score(x)
+        if mask is not None:  # a row without tokens pools to zero, not to the mean of its padding
+            weight = weight.masked_fill(~mask[..., None], -torch.inf)
+            x = x.masked_fill(~mask[..., None], 0.0)
+            weight = weight.masked_fill(~mask.any(1)[:, None, None], 0.0)
+        return (weight.softmax(dim=1) * x).sum(1)

@@ -1,0 +1,138 @@
+"""The encoder: tokens or real-valued inputs, positions, a stack of blocks, a last norm."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tsla.mixers import Mixer, TaylorAttention
+from tsla.mixers.base import positions as token_positions
+from tsla.models.block import Block, add
+
+POSITIONS = ("none", "learned", "sinusoidal", "rotary")
+
+
+class Encoder(nn.Module):
+    """Pre-norm blocks over embedded tokens: ``(b, n)`` ids or ``(b, n, input_dim)`` values to ``(b, n, dim)``.
+
+    Args:
+        vocab_size: number of token ids, for token inputs; give this or `input_dim`.
+        input_dim: width of a real-valued input.
+        dim: model width.
+        depth: number of blocks.
+        heads: heads of the default mixer, `TaylorAttention`; 8 if not given. Not with `mixer`.
+        mixer: makes the mixer of a layer from its index, with the encoder's `dim` and `causal`.
+        causal: tokens see earlier ones only.
+        positions: ``"none"``, ``"learned"``, ``"sinusoidal"`` or ``"rotary"`` (inside the mixers).
+        max_length: longest input, which learned positions need to know.
+        feed_forward, feed_forward_mult, short_conv: as in `Block`.
+        dropout: on the embedding and on what each block adds.
+        gradient_checkpointing: keep only the blocks' inputs for the backward pass and run the blocks again there.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+
+    def __init__(
+        self, *, vocab_size: int | None = None, input_dim: int | None = None, dim: int, depth: int,
+        heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
+        positions: str = "none", max_length: int | None = None, feed_forward: str = "gelu",
+        feed_forward_mult: float = 4.0, short_conv: int = 0, dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if (vocab_size is None) == (input_dim is None):
+            raise ValueError(f"give vocab_size ({vocab_size}) or input_dim ({input_dim}), and not both")
+        if depth < 1:
+            raise ValueError(f"depth ({depth}) must be at least 1")
+        if heads is not None and mixer is not None:
+            raise ValueError(f"heads ({heads}) belongs to the default mixer: give it to the mixers you make instead")
+        self.dim, self.causal, self.gradient_checkpointing = dim, causal, gradient_checkpointing
+        self.positions = Positions(positions, dim, max_length)
+        mixers = [
+            TaylorAttention(dim, heads=heads or 8, causal=causal, rotary=positions == "rotary", dropout=dropout)
+            if mixer is None
+            else mixer(layer)
+            for layer in range(depth)
+        ]
+        for layer, made in enumerate(mixers):
+            if (made.dim, made.causal) != (dim, causal):
+                raise ValueError(
+                    f"the mixer of layer {layer} has dim {made.dim} and causal={made.causal}, "
+                    f"the model dim {dim} and causal={causal}"
+                )
+        self.embedding = nn.Linear(input_dim, dim) if input_dim is not None else _embedding(vocab_size or 0, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(m, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
+                  dropout=dropout)
+            for m in mixers
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(dim)
+
+    def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Inputs with their positions, ``(b, n, dim)``."""
+        return self.dropout(self.positions(self.embedding(tokens), mask))
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The blocks and the last norm on embedded tokens; and the sum of the losses that mixers add, or None."""
+        side: Tensor | None = None
+        aux: Tensor | None = None
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, side, more = checkpoint(block, x, mask, side, use_reentrant=False)
+            else:
+                x, side, more = block(x, mask, side)
+            aux = add(aux, more)
+        return self.norm(x), aux
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Contextual tokens ``(b, n, dim)``; mask ``(b, n)`` bool, True = real."""
+        return self.encode(self.embed(tokens, mask), mask)[0]
+
+
+class Positions(nn.Module):
+    """Adds learned or sinusoidal position vectors; none and rotary add nothing. Real tokens are counted, not slots.
+
+    Args:
+        kind: one of `POSITIONS`.
+        dim: model width.
+        max_length: number of learned vectors.
+    """
+
+    def __init__(self, kind: str, dim: int, max_length: int | None) -> None:
+        super().__init__()
+        if kind not in POSITIONS:
+            raise ValueError(f"positions ({kind!r}) must be one of {', '.join(POSITIONS)}")
+        if kind == "learned" and (max_length is None or max_length < 1):
+            raise ValueError(f"learned positions need max_length of at least 1, got {max_length}")
+        if kind == "sinusoidal" and dim % 2:
+            raise ValueError(f"sinusoidal positions need an even dim, got {dim}")
+        self.kind, self.max_length = kind, max_length
+        self.table = _embedding(max_length or 0, dim) if kind == "learned" else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(b, n, dim)``."""
+        if self.table is None and self.kind != "sinusoidal":
+            return x
+        places = token_positions(mask, x)
+        if self.table is None:
+            return x + sinusoids(places, x.shape[-1]).to(x.dtype)
+        if x.shape[1] > self.table.num_embeddings and mask is None:
+            raise ValueError(f"input of length {x.shape[1]} is longer than the learned positions ({self.max_length})")
+        return x + self.table(places.clamp(max=self.table.num_embeddings - 1))
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of positions at wavelengths from 2 pi to 20 000 pi (arXiv 1706.03762), ``(..., dim)``."""
+    frequency = 10_000.0 ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
+    angle = positions[..., None] * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+def _embedding(count: int, dim: int) -> nn.Embedding:
+    """Vectors of about unit length: the norms of the blocks, not the embedding, then set the scale of the stream."""
+    table = nn.Embedding(count, dim)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    return table

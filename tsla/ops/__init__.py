@@ -1,0 +1,20 @@
+"""Mathematics on tensors: attention and its parts as functions, without parameters or configuration."""
+
+from tsla.ops.attention import linear_attention, taylor_attention
+from tsla.ops.crossover import taylor_crossover
+from tsla.ops.feature_map import taylor_feature_dim, taylor_feature_map
+from tsla.ops.rotary import rotary
+from tsla.ops.types import Attended, KernelState
+from tsla.ops.window import window_attention
+
+__all__ = [
+    "Attended",
+    "KernelState",
+    "linear_attention",
+    "rotary",
+    "taylor_attention",
+    "taylor_crossover",
+    "taylor_feature_dim",
+    "taylor_feature_map",
+    "window_attention",
+]

@@ -1,0 +1,189 @@
+"""Attention with a linear-cost form: `taylor_attention` and, for features already made, `linear_attention`.
+
+Both weigh a pair by a kernel of q.k and differ in nothing else, so one routine serves them: it masks, groups heads,
+picks the form, and divides. o_i = sum_j w_ij v_j / sum_j w_ij (arXiv 2006.16236, 2402.18668, 2403.02920).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tsla.ops.checks import check_attention, check_choice
+from tsla.ops.crossover import taylor_crossover
+from tsla.ops.direct import direct
+from tsla.ops.feature_map import check_order, taylor_feature_dim
+from tsla.ops.kernel import Kernel
+from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
+from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
+
+FORMS = ("auto", "direct", "linear")
+DEFAULT_CHUNK = 128
+
+
+def taylor_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    order: int = 2,
+    scale: float | None = None,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    state: KernelState | None = None,
+    return_state: bool | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> Attended:
+    """Attention whose weight of a pair is the Taylor polynomial of exp: w_ij = sum_{p <= order} (scale q_i.k_j)^p / p!.
+
+    With order 2, w >= 1/2, so rows are true averages and the denominator needs no epsilon.
+
+    Args:
+        q: ``(b, h, n, d)``.
+        k: ``(b, g, m, d)``; g divides h, query head i reads key head i * g // h.
+        v: ``(b, g, m, e)``.
+        order: even degree of the polynomial.
+        scale: factor of q.k, default ``d ** -0.5``.
+        causal: query i sees keys 0..i, and all that `state` holds. Needs n == m.
+        key_mask: ``(b, m)`` bool, True = real. A masked key adds nothing, not even its decay.
+        log_decay: ``(h,)`` or ``(b, h, n)``, <= 0; weights get the factor exp(-|c_i - c_j|), c the running sum.
+        state: what earlier calls have seen (their returned state).
+        return_state: return the state after the last key; None means True when causal, else False.
+        impl: ``"direct"`` (n x m weights), ``"linear"`` (feature sums), or ``"auto"``: the one with fewer operations.
+        chunk_size: tokens per step of the linear form; changes speed and memory, not the result.
+
+    Returns:
+        `Attended`: output ``(b, h, n, e)`` in the type of q, computed in float32 at least; a row that sees no key is 0.
+
+    Raises:
+        ValueError: shapes, types or options that do not fit together, naming the value and what is allowed.
+    """
+    check_order(order)
+    d = q.shape[-1]
+    keep_state = causal if return_state is None else return_state
+    form = check_choice("impl", impl, FORMS)
+    if form == "auto":
+        tokens = 2 * q.shape[-2] * k.shape[-2] / max(q.shape[-2] + k.shape[-2], 1)
+        short = tokens <= taylor_crossover(d, order=order)
+        form = "direct" if short and state is None and not keep_state else "linear"
+    out = _attend(
+        q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, order, causal=causal,
+        key_mask=key_mask, log_decay=log_decay, state=state, keep_state=keep_state, form=form, chunk=chunk_size,
+        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=True,
+    )  # fmt: skip
+    return Attended(out.output.to(q.dtype), out.state)
+
+
+def linear_attention(
+    fq: Tensor,
+    fk: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    log_decay: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    state: KernelState | None = None,
+    return_state: bool | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> Attended:
+    """Kernel attention from features: w_ij = fq_i . fk_j (Katharopoulos et al., arXiv 2006.16236).
+
+    Args:
+        fq: ``(b, h, n, f)``, features of the queries.
+        fk: ``(b, g, m, f)``, features of the keys.
+        v: ``(b, g, m, e)``.
+        normalize: divide by sum_j w_ij + eps; else return the plain sum.
+        causal, log_decay, key_mask, state, return_state, impl, chunk_size: as in `taylor_attention`.
+
+    Returns:
+        `Attended`: output ``(b, h, n, e)`` in the type of fq.
+
+    Raises:
+        ValueError: as in `taylor_attention`.
+    """
+    keep_state = causal if return_state is None else return_state
+    form = check_choice("impl", impl, FORMS)
+    if form == "auto":
+        (n, f), (m, e) = fq.shape[-2:], v.shape[-2:]
+        short = n * m * (f + e) <= (n + m) * f * e
+        form = "direct" if short and state is None and not keep_state else "linear"
+    out = _attend(
+        fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,
+        state=state, keep_state=keep_state, form=form, chunk=chunk_size, features=fq.shape[-1], eps=eps,
+        normalize=normalize,
+    )  # fmt: skip
+    return Attended(out.output.to(fq.dtype), out.state)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
+    state: KernelState | None, keep_state: bool, form: str, chunk: int | None, features: int, eps: float,
+    normalize: bool,
+) -> Attended:  # fmt: skip
+    """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
+    chunk = DEFAULT_CHUNK if chunk is None else chunk
+    check_attention(q, k, v, causal, key_mask, log_decay, state, keep_state, features, chunk)
+    with full_precision(q.device):
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        v = pad(v, (0, 1), value=1.0)  # the last column of every sum is the denominator
+        if key_mask is not None:  # a zero value row, ones column included, is a zero feature; the fill also stops NaN
+            k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
+        gates = _gates(log_decay, q, key_mask)
+        if gates is not None:  # every query head decays at its own rate, so each needs its own state
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        q = q.unflatten(1, (k.shape[1], -1))
+        start = None if state is None else torch.cat([state.kv, state.z[..., None]], dim=-1).to(q.dtype)
+        sums, end = _sums(q, k, v, kernel, causal, gates, start, keep_state, form, chunk)
+        numerator, denominator = sums[..., :-1], sums[..., -1:]
+        if normalize:  # only a row that sees no key has denominator 0: its numerator is 0 too
+            denominator = denominator + eps if eps else torch.where(denominator == 0, 1.0, denominator)
+            numerator = numerator / denominator
+        new_state = None
+        if end is not None:
+            seen = key_mask.sum(-1) if key_mask is not None else q.new_full((q.shape[0],), k.shape[2], dtype=torch.long)
+            length = seen if state is None else state.length + seen
+            new_state = KernelState(end[..., :-1], end[..., -1], length)
+        return Attended(numerator.flatten(1, 2), new_state)
+
+
+def _sums(
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, causal: bool, gates: Tensor | None, start: Tensor | None,
+    keep_state: bool, form: str, chunk: int,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Unnormalised outputs, and the sum of phi(k) v^T after the last key if it was made or is asked for."""
+    if form == "direct":
+        end = _end_state(k, v, kernel, gates, start, chunk) if keep_state else None
+        return direct(q, k, v, kernel, causal=causal, gates=gates, start=start), end
+    if causal:
+        start = key_sum(k[:, :, :0], v[:, :, :0], kernel, chunk) if start is None else start
+        sums, end = causal_scan(q, k, v, gates, start, kernel, chunk)
+        return sums, end if keep_state else None
+    if gates is not None:
+        start = key_sum(k[:, :, :0], v[:, :, :0], kernel, chunk)
+        return two_way_scan(q, k, v, gates, start, kernel, chunk), None
+    end = _end_state(k, v, kernel, None, start, chunk)
+    return read_out(q, end, kernel, chunk), end if keep_state else None
+
+
+def _end_state(k: Tensor, v: Tensor, kernel: Kernel, gates: Tensor | None, start: Tensor | None, chunk: int) -> Tensor:
+    """The state after the last key, decayed to it."""
+    if gates is None:
+        end = key_sum(k, v, kernel, chunk)
+        return end if start is None else start + end
+    total = gates.cumsum(-1)
+    last = total[..., -1:]
+    end = key_sum(k, v * (last - total).exp()[..., None], kernel, chunk)
+    return end if start is None else start * last[..., None].exp() + end
+
+
+def _gates(log_decay: Tensor | None, q: Tensor, key_mask: Tensor | None) -> Tensor | None:
+    """Log decay per token ``(b, h, n)``; a masked token does not decay, so that padding changes nothing."""
+    if log_decay is None:
+        return None
+    b, h, n, _ = q.shape
+    gates = (log_decay[:, None] if log_decay.dim() == 1 else log_decay).to(q.dtype).expand(b, h, n)
+    return gates if key_mask is None else gates.masked_fill(~key_mask[:, None], 0.0)

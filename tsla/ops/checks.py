@@ -1,0 +1,65 @@
+"""Argument checks of the attention ops: every error names the value and what is allowed, before any work is done."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tsla.ops.types import KernelState
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    """`value`, if it is one of `allowed`; else a ValueError with the list."""
+    if value not in allowed:
+        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(allowed)}")
+    return value
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None) -> None:
+    """Shapes and types that every attention op needs: q (b,h,n,d), k (b,g,m,d), v (b,g,m,e), key_mask (b,m)."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions (batch, heads, length, width), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+    (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
+    if k.shape[0] != b or v.shape[0] != b:
+        raise ValueError(f"q, k and v must have one batch size, got {b}, {k.shape[0]} and {v.shape[0]}")
+    if k.shape[-1] != d:
+        raise ValueError(f"k ({k.shape[-1]}) must be as wide as q ({d})")
+    if v.shape[1:3] != k.shape[1:3]:
+        raise ValueError(f"v must have the heads and length of k {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}")
+    if g == 0 or h % g:
+        raise ValueError(f"key/value heads ({g}) must divide query heads ({h})")
+    if causal and n != m:
+        raise ValueError(f"causal attention needs as many keys ({m}) as queries ({n})")
+    if key_mask is not None and (key_mask.shape != (b, m) or key_mask.dtype != torch.bool):
+        raise ValueError(
+            f"key_mask must be bool of shape {(b, m)}, True = real token; "
+            f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
+        )
+
+
+def check_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
+    state: KernelState | None, keep_state: bool, features: int, chunk: int,
+) -> None:  # fmt: skip
+    """Arguments of `taylor_attention` and `linear_attention`."""
+    check_qkv(q, k, v, causal, key_mask)
+    (b, h, n, _), (g, m) = q.shape, k.shape[1:3]
+    if chunk < 1:
+        raise ValueError(f"chunk_size ({chunk}) must be at least 1")
+    if log_decay is not None:
+        if tuple(log_decay.shape) not in ((h,), (b, h, n)):
+            raise ValueError(f"log_decay must have shape {(h,)} or {(b, h, n)}, got {tuple(log_decay.shape)}")
+        if n != m:
+            raise ValueError(f"log_decay needs as many keys ({m}) as queries ({n})")
+        if not causal and (state is not None or keep_state):
+            raise ValueError("bidirectional attention with log_decay has no state: a later key would change it")
+    if state is not None:
+        heads = g if log_decay is None else h
+        expected = {"kv": (b, heads, features, v.shape[-1]), "z": (b, heads, features), "length": (b,)}
+        for name, shape in expected.items():
+            if tuple(getattr(state, name).shape) != shape:
+                got = tuple(getattr(state, name).shape)
+                raise ValueError(f"state.{name} must have shape {shape}, got {got}")

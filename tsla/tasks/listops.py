@@ -1,0 +1,260 @@
+"""The ListOps task: generated to Long Range Arena's definition, or read from a user's own `listops-1000` directory.
+
+The expressions themselves (token table, distribution, evaluator) are in `listops_grammar`.
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, load_from_disk
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from tsla.tasks.base import SPLITS, TaskSpec
+from tsla.tasks.cache import cached
+from tsla.tasks.listops_grammar import (
+    CLOSER,
+    DIGIT,
+    OPENER,
+    OPERATOR_PROBABILITY,
+    TOKENS,
+    TREES,
+    Grammar,
+    Row,
+    evaluate,
+    shard,
+    to_text,
+)
+from tsla.tasks.listops_references import reference_lines
+
+__all__ = ["ListOps", "evaluate", "to_text"]
+
+VERSION = 1  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
+PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
+SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
+LAYOUTS = ("", "lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
+
+
+class ListOps:
+    """Ten-way classification of nested list expressions by their value; satisfies `Task`.
+
+    Generated: distinct rows with `min_length < length < max_length`, `max_depth` levels of nodes (the deepest are
+    digits), 2 to `max_args` arguments per operator. The same settings and `seed` give the same rows on every machine
+    and for every number of `workers` (threads; None: one per core). Settings that cannot be met raise ValueError.
+
+    `path` reads `basic_{train,val,test}.tsv` instead, from that folder or from the place the unpacked release keeps
+    it in; the row counts and bounds are then those of the files, and the generator's settings are not looked at.
+
+    Both are built on first use into a folder under `cache_dir`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        min_length: int,
+        max_length: int,
+        max_depth: int = 10,
+        max_args: int = 10,
+        train_rows: int,
+        val_rows: int,
+        test_rows: int,
+        seed: int = 0,
+        path: Path | str | None = None,
+        cache_dir: Path | str = Path("data"),
+        workers: int | None = None,
+    ) -> None:
+        self.name = name
+        self.grammar = Grammar(min_length, max_length, max_depth, max_args)
+        self.rows = {"train": train_rows, "val": val_rows, "test": test_rows}
+        self.seed = seed
+        self.files = None if path is None else _files(Path(path))
+        self.cache_dir = Path(cache_dir)
+        self.workers = (os.cpu_count() or 1) if workers is None else workers
+        if self.files is None:
+            self._check()
+
+    def _check(self) -> None:
+        self.grammar.check()
+        for split, rows in self.rows.items():
+            if rows < 1:
+                raise ValueError(f"{split}_rows ({rows}) must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed ({self.seed}) must be at least 0")
+        if self.workers < 1:
+            raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec(self.name, len(TOKENS), 10, self.manifest["length"]["max"])
+
+    def split(self, name: str) -> Dataset:
+        if name not in SPLITS:
+            raise ValueError(f"split ({name!r}) must be one of {', '.join(SPLITS)}")
+        return load_from_disk(str(self.folder / name))
+
+    def references(self) -> dict[str, float]:
+        return dict(self.manifest["references"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the folder holds: row counts, label histograms, lengths, acceptance, references, build time."""
+        manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
+        return manifest
+
+    @cached_property
+    def folder(self) -> Path:
+        """The finished folder: `train`, `val` and `test` as Arrow, and `manifest.json`."""
+        if self.files is None:
+            source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
+        else:
+            stats = {str(file.resolve()): file.stat() for file in self.files.values()}
+            source = {"files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}}
+        return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
+
+    def _build(self, folder: Path) -> None:
+        started = time.perf_counter()
+        manifest: dict[str, object] = {"task": self.name}
+        if self.files is None:
+            rows, manifest["acceptance"] = _generate(self.grammar, self.seed, sum(self.rows.values()), self.workers)
+            order = np.argsort(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(0,))).random_raw(len(rows)))
+            shuffled = (rows[index] for index in order)
+            splits = {split: list(itertools.islice(shuffled, count)) for split, count in self.rows.items()}
+        else:
+            splits = {split: _read(file) for split, file in self.files.items()}
+        for split, rows in splits.items():
+            _store(rows, folder / split)
+        manifest |= _describe(splits)
+        manifest["references"] = reference_lines(splits["train"], splits["test"])
+        manifest["seconds"] = round(time.perf_counter() - started, 2)
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[list[Row], float]:
+    """The first `total` distinct rows in the order of the shards, and the share of trees that were accepted.
+
+    That share counts the trees with a lone digit for a root, too, which are never drawn (see `shard`).
+    """
+    rows: dict[bytes, int] = {}
+    accepted = seen = 0
+    for count, found in enumerate(_shards(grammar, seed, workers), 1):
+        rows.update(found)
+        accepted += len(found)
+        if len(rows) >= total:
+            return list(itertools.islice(rows.items(), total)), OPERATOR_PROBABILITY * accepted / (count * TREES)
+        if count % PATIENCE == 0:
+            if len(rows) < seen + PROGRESS:
+                break
+            seen = len(rows)
+    raise ValueError(
+        f"train_rows + val_rows + test_rows ({total}) must be at most what these bounds yield, {len(rows)} distinct"
+        f" rows in {count * TREES} trees: {', '.join(f'{name} {value}' for name, value in grammar._asdict().items())}"
+    )
+
+
+def _shards(grammar: Grammar, seed: int, workers: int) -> Iterator[list[Row]]:
+    """Shard after shard, `workers` at a time.
+
+    Threads are enough, because the work is inside numpy; unlike processes they need nothing of the calling script.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        for first in itertools.count(0, workers):
+            yield from pool.map(partial(shard, grammar, seed), range(first, first + workers))
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The three files of a ListOps directory; of two copies in the release the nested one, which is the right one."""
+    names = [f"basic_{split}.tsv" for split in SPLITS]
+    for folder in (path / layout for layout in LAYOUTS):
+        missing = [name for name in names if not (folder / name).is_file()]
+        if not missing:
+            return {split: folder / name for split, name in zip(SPLITS, names, strict=True)}
+        if len(missing) < len(names):
+            raise FileNotFoundError(f"{folder} must hold {', '.join(names)}; it lacks {', '.join(missing)}")
+    raise FileNotFoundError(f"path ({path}) must hold {', '.join(names)}, itself or in {', '.join(LAYOUTS[1:])}")
+
+
+def _read(file: Path) -> list[Row]:
+    """The rows of a TSV file, whose lines end in CRLF or LF. Errors name the file and the line."""
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        header = next(lines, "").rstrip("\r\n")
+        if header != "Source\tTarget":
+            raise ValueError(f"{file}, line 1: the header ({header!r}) must be 'Source\\tTarget'")
+        rows = [_parse(line.rstrip("\r\n"), f"{file}, line {number}") for number, line in enumerate(lines, 2)]
+    if not rows:
+        raise ValueError(f"{file}: 0 rows after the header; at least 1 is needed")
+    return rows
+
+
+def _parse(line: str, place: str) -> Row:
+    """A row from `( ( ( [MAX 4 ) 7 ) ] )<TAB>7`; the round brackets only say how others made the tree binary."""
+    source, _, target = line.partition("\t")
+    pieces = source.replace("(", " ").replace(")", " ").split()
+    try:
+        tokens = bytes([SYMBOLS[piece] for piece in pieces])
+    except KeyError as error:
+        raise ValueError(f"{place}: token ({error.args[0]!r}) must be one of {' '.join(SYMBOLS)} ( )") from None
+    if target not in TOKENS[DIGIT:OPENER]:
+        raise ValueError(f"{place}: Target ({target!r}) must be a digit 0-9")
+    if not _is_expression(tokens):
+        raise ValueError(f"{place}: Source must be one operator with its arguments and every bracket closed")
+    return tokens, int(target)
+
+
+def _is_expression(tokens: bytes) -> bool:
+    ids = np.frombuffer(tokens, np.uint8)
+    step = (ids >= OPENER).astype(np.int64) - 2 * (ids == CLOSER)
+    depth = np.cumsum(step)
+    empty = (step[:-1] > 0) & (step[1:] < 0)
+    return bool(ids.size > 1 and depth[-1] == 0 and (depth[:-1] > 0).all() and not empty.any())
+
+
+def _store(rows: list[Row], folder: Path) -> None:
+    """Writes rows as an Arrow data set with the columns `input_ids` (list of uint8) and `label` (int64)."""
+    tables = []
+    for at in range(0, len(rows), 10_000):  # list offsets have 31 bits
+        tokens, labels = zip(*rows[at : at + 10_000], strict=True)
+        offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
+        ids = pa.ListArray.from_arrays(offsets, np.frombuffer(b"".join(tokens), np.uint8))
+        tables.append(pa.table({"input_ids": ids, "label": pa.array(labels, pa.int64())}))
+    with _no_progress_bars():
+        Dataset(pa.concat_tables(tables)).save_to_disk(str(folder))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _describe(splits: dict[str, list[Row]]) -> dict[str, object]:
+    lengths = np.array([len(tokens) for rows in splits.values() for tokens, _ in rows])
+    percent = (1, 5, 25, 50, 75, 95, 99)
+    return {
+        "rows": {split: len(rows) for split, rows in splits.items()},
+        "labels": {
+            split: np.bincount([label for _, label in rows], minlength=10).tolist() for split, rows in splits.items()
+        },
+        "length": {
+            "min": int(lengths.min()),
+            "max": int(lengths.max()),
+            "mean": round(float(lengths.mean()), 2),
+            "sd": round(float(lengths.std()), 2),
+            "percentiles": dict(zip(map(str, percent), np.percentile(lengths, percent).tolist(), strict=True)),
+        },
+    }

@@ -1,0 +1,1 @@
+"""Training: one Lightning module, its optimiser, its callbacks, and the run directory they fill."""

@@ -1,0 +1,119 @@
+"""One training: the only place that makes a Lightning Trainer."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from rich.console import Console
+from torch import nn
+
+from tsla.tasks.loading import Loader
+from tsla.training.checkpoints import Checkpoints, CrashSafeIO
+from tsla.training.clock import Clock, Limits
+from tsla.training.module import ClassifierModule
+from tsla.training.optim import OptimSettings
+from tsla.training.progress import ProgressBar
+from tsla.training.recorder import Recorder
+from tsla.training.run_dir import RunDir
+from tsla.training.stop import StopOnSignal
+
+
+class FitSettings(NamedTuple):
+    """How to train; the meaning of each stands in `tsla.config.schema.TrainerConfig`."""
+
+    limits: Limits
+    accumulate: int
+    validate_every: int
+    checkpoint_every: int
+    precision: str
+    accelerator: str
+    devices: int
+    compile: bool
+
+
+class Fitted(NamedTuple):
+    """What a training reports: steps, seconds with validation, real tokens per second without, the best validation."""
+
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    best_step: int
+    best_val_accuracy: float
+    device: torch.device
+    is_main: bool
+
+
+def fit(
+    model: nn.Module, train: Loader, val: Loader, *, num_classes: int, optim: OptimSettings, settings: FitSettings,
+    run: RunDir, loggers: list[Logger], console: Console, seed: int, resume: bool,
+) -> Fitted:  # fmt: skip
+    """Train `model` in place until the first limit, with metrics.csv and checkpoints in `run`.
+
+    Args:
+        model: has `run(tokens, mask) -> (logits, aux)`.
+        train, val: batches; `train` in an order of its own for each epoch.
+        num_classes: of the task.
+        optim, settings: see there.
+        run: where everything goes.
+        loggers: beside metrics.csv.
+        console: for the progress bar.
+        seed: of dropout.
+        resume: go on from `last.ckpt`; without one, from the start.
+
+    Raises:
+        Stopped: after SIGINT or SIGTERM, with the state saved.
+    """
+    clock = Clock(settings.limits, max(1, len(train) // settings.accumulate))
+    recorder = Recorder(run.metrics)
+    checkpoints = Checkpoints(run.checkpoints, settings.checkpoint_every)
+    module = ClassifierModule(
+        model, num_classes=num_classes, optim=optim, progress=clock.progress, seed=seed, compiled=settings.compile
+    )
+    with _quiet():
+        trainer = L.Trainer(
+            accelerator=settings.accelerator, devices=settings.devices,
+            strategy="ddp" if settings.devices > 1 else "auto", precision=_PRECISIONS[settings.precision],
+            max_steps=settings.limits.max_steps or -1, max_epochs=settings.limits.max_epochs or -1,
+            accumulate_grad_batches=settings.accumulate, gradient_clip_val=optim.clip_norm or None,
+            val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
+            callbacks=[clock, recorder, checkpoints, StopOnSignal(checkpoints), ProgressBar(clock, recorder, console)],
+            logger=loggers, plugins=[CrashSafeIO()], use_distributed_sampler=False, num_sanity_val_steps=0,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        start = checkpoints.last if resume and checkpoints.last.exists() else None
+        trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+        if recorder.validated_step != trainer.global_step:
+            trainer.validate(module, val, verbose=False, weights_only=True)
+        checkpoints.save_last(trainer)
+    return Fitted(
+        steps=trainer.global_step,
+        seconds=clock.seconds,
+        tokens_per_second=recorder.tokens_per_second,
+        best_step=int(checkpoints.best_step),
+        best_val_accuracy=checkpoints.best_score,
+        device=trainer.strategy.root_device,
+        is_main=trainer.is_global_zero,
+    )
+
+
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advertisements and advice off; its errors stay."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)

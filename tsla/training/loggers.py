@@ -1,0 +1,30 @@
+"""Loggers beside metrics.csv. None of them asks a question or waits for a network unless told to."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+
+def wandb_logger(folder: Path, *, project: str, mode: str) -> Logger:
+    """A Weights & Biases run in `folder`, offline (send it later by `wandb sync`) or online.
+
+    Raises:
+        ValueError: online without a key: asking for one would block the run.
+    """
+    import wandb
+
+    if mode == "online" and not wandb.Api(api_key=None).api_key:  # pragma: no cover - needs an account
+        raise ValueError("logger.mode=online needs a key: run `wandb login` first, or use logger.mode=offline")
+    return WandbLogger(project=project, name=folder.name, id=folder.name, save_dir=folder, offline=mode == "offline")
+
+
+def tensorboard_logger(folder: Path) -> Logger:
+    """TensorBoard files in `folder`/tensorboard.
+
+    Raises:
+        ValueError: if tensorboard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs the package: pip install 'tsla[tensorboard]'")
+    return TensorBoardLogger(folder, name="", version="tensorboard")

@@ -1,0 +1,44 @@
+"""AdamW over sensible parameter groups, with linear warm-up and cosine decay."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class OptimSettings(NamedTuple):
+    """lr: peak;  final_lr: fraction of it at the end;  warmup_steps: optimiser steps;  clip_norm: 0 = none."""
+
+    lr: float
+    final_lr: float
+    warmup_steps: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    clip_norm: float
+
+
+def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); weight decay on matrices and kernels only.
+
+    Decay pulls towards zero, which is no place for a norm's scale, a bias, an embedding or any other vector.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in learnt if p.dim() >= 2 and id(p) not in embeddings]
+    kept = [p for p in learnt if p.dim() < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+
+
+def schedule(settings: OptimSettings, progress: Callable[[], float]) -> Callable[[int], float]:
+    """Factor of the peak learning rate after `step` steps: linear warm-up times cosine decay over `progress`."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress())))
+        return warm * (settings.final_lr + (1 - settings.final_lr) * decay)
+
+    return factor

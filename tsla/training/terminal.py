@@ -1,0 +1,35 @@
+"""A console whose lines also go to a log file."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+class TeeConsole(Console):
+    """A rich console that writes each printed line to a file as well, without colours.
+
+    Args:
+        log: open text file; what a progress bar redraws does not go there.
+        quiet: show nothing, and log nothing: for all but the first of several processes.
+    """
+
+    def __init__(self, log: io.TextIOBase, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._log = None if quiet else Console(file=log, width=120, no_color=True)  # type: ignore[arg-type]
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As `Console.print`, twice."""
+        super().print(*objects, **options)
+        if self._log is not None:
+            self._log.print(*objects, **options)
+
+
+@contextmanager
+def open_console(log: Path, *, quiet: bool = False) -> Iterator[Console]:
+    """The terminal, with `log` appended to."""
+    with log.open("a") as file:
+        yield TeeConsole(file, quiet=quiet)
