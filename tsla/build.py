@@ -4,6 +4,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import assert_never
 
+import torch
 from lightning.pytorch.loggers import Logger
 
 from tsla.config import Config, ConfigError
@@ -81,7 +82,7 @@ def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
 def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
     return {
         "heads": config.heads,
-        "head_dim": config.head_dim,
+        "head_dim": config.head_dim or model.dim // config.heads,  # null is dim / heads, here for Taylor too
         "value_dim": config.value_dim,
         "kv_heads": config.kv_heads,
         "causal": model.causal,
@@ -124,6 +125,7 @@ def mixer_name(config: Config) -> str:
 
 def build_loaders(config: Config, task: Task, splits: tuple[str, ...], rank: int) -> list[Loader]:
     """Batches of the named splits: `train` in an order of (seed, epoch), the others by length, each row once."""
+    pinned = config.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     loaders = []
     for split in splits:
         rows = Rows(task.split(split))
@@ -132,7 +134,7 @@ def build_loaders(config: Config, task: Task, splits: tuple[str, ...], rank: int
             rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
             world=config.trainer.devices, drop_uneven=training,
         )  # fmt: skip
-        loaders.append(Loader(rows, batches, workers=config.trainer.workers if training else 0))
+        loaders.append(Loader(rows, batches, workers=config.trainer.workers if training else 0, pin_memory=pinned))
     return loaders
 
 

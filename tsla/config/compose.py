@@ -11,7 +11,7 @@ from typing import Any, get_args
 from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import ValidationError
 
-from tsla.config.options import ConfigError, did_you_mean
+from tsla.config.options import ConfigError, check_options, did_you_mean
 from tsla.config.schema import GROUPS, Config
 from tsla.config.validate import find_problems
 
@@ -34,8 +34,6 @@ def compose(arguments: Sequence[str]) -> Config:
         ConfigError: with every problem found, each naming the argument and what is allowed.
     """
     choices, values, problems = _sort_arguments(arguments)
-    if problems:
-        raise ConfigError(problems)
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -51,10 +49,11 @@ def compose(arguments: Sequence[str]) -> Config:
         node: Any = data
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise ConfigError([f"{key} is not an option: {'.'.join(parents)} has no parts"])
-        node[leaf] = value
-    return parse({**data, "experiment": experiment})
+        if isinstance(node, dict):
+            node[leaf] = value
+        else:
+            problems.append(f"{key} is not an option: {'.'.join(parents)} has no parts")
+    return _checked({**data, "experiment": experiment}, problems)
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -63,19 +62,7 @@ def parse(data: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: unknown keys, wrong types, values out of range, impossible combinations: all of them.
     """
-    problems = _unknown("", data, [f.name for f in fields(Config)])
-    parts: dict[str, Any] = {}
-    for f in fields(Config):
-        if f.name in GROUPS:
-            parts[f.name] = parse_group(f.name, data.get(f.name), problems)
-        elif f.name in data:
-            parts[f.name] = _typed(f.name, f.type, data[f.name], problems)
-    if problems:
-        raise ConfigError(problems)
-    config = Config(**parts)
-    if problems := find_problems(config):
-        raise ConfigError(problems)
-    return config
+    return _checked(data, [])
 
 
 def to_yaml(config: Config) -> str:
@@ -111,37 +98,61 @@ def members(group: str) -> dict[str, type]:
     return found
 
 
+def _checked(data: Mapping[str, Any], problems: list[str]) -> Config:
+    """The config of nested data; raises those problems and all that it has itself."""
+    problems += _unknown("", data, [f.name for f in fields(Config)])
+    parts: dict[str, Any] = {}
+    for f in fields(Config):
+        if f.name in GROUPS:
+            parts[f.name] = parse_group(f.name, data.get(f.name), problems)
+        elif f.name in data:
+            parts[f.name] = _typed(f.name, f.type, data[f.name], problems)
+    config = Config(**parts)
+    problems += check_options("", config)
+    if problems := problems or find_problems(config):
+        raise ConfigError(problems)
+    return config
+
+
 def _sort_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, Any]], list[str]]:
-    """Group choices, value overrides and problems of the arguments; of the keys, only their first parts are judged."""
+    """Group choices, value overrides and problems of the arguments; of the keys, only their first parts are judged.
+
+    A number stays the text it was typed as, since its option may be a text: a folder can be called 1e5.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    groups = [*GROUPS, "experiment"]
     parser = OverridesParser.create()
     choices: dict[str, str] = {}
     values: list[tuple[str, Any]] = []
     problems: list[str] = []
+    unknown: set[str] = set()  # groups whose choice is wrong: their options cannot be judged
     for argument in arguments:
-        if "=" not in argument:
+        name, sign, text = argument.partition("=")
+        if not sign or "@" in name:
             problems.append(f"argument {argument!r} must have the form key=value")
             continue
         try:
             override = parser.parse_override(argument)
         except HydraException as error:
-            problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]}")
+            problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]} (a text with special "
+                            f"characters needs quotes that the shell leaves alone: {name}=\"'...'\")")  # fmt: skip
             continue
         key, value = override.key_or_group, override.value()
+        if isinstance(value, bool | int | float):
+            value = text.strip()
         if override.is_delete() or override.is_sweep_override():
             problems.append(f"argument {argument!r}: an option can be set to one value, not removed or swept")
-        elif key in groups and not isinstance(value, Mapping):
+        elif key == "experiment" or (key in GROUPS and not isinstance(value, Mapping)):
             names = group_choices(key)
             if value in names:
                 choices[key] = str(value)
             else:
+                unknown.add(key)
                 problems.append(f"{key} ({value!r}) must be one of {', '.join(names)}" + did_you_mean(value, names))
         else:
             values.append((key, value))
-    return choices, values, problems
+    return choices, [(key, value) for key, value in values if key.split(".")[0] not in unknown], problems
 
 
 def parse_group(group: str, data: Any, problems: list[str]) -> Any:
@@ -150,14 +161,16 @@ def parse_group(group: str, data: Any, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
         problems.append(f"{group} must be a mapping of options with a name, got {data!r}")
         return None
-    cls = known.get(data.get("name", ""))
-    if cls is None:
-        problems.append(f"{group}.name ({data.get('name')!r}) must be one of {', '.join(known)}"
-                        + did_you_mean(data.get("name"), known))  # fmt: skip
+    name = data.get("name")
+    if not isinstance(name, str) or name not in known:
+        problems.append(f"{group}.name ({name!r}) must be one of {', '.join(known)}" + did_you_mean(name, known))
         return None
-    problems += _unknown(f"{group}.", data, [f.name for f in fields(cls)], f" of {group}={data['name']}")
+    cls = known[name]
+    problems += _unknown(f"{group}.", data, [f.name for f in fields(cls)], f" of {group}={name}")
     kept = {f.name: _typed(f"{group}.{f.name}", f.type, data[f.name], problems) for f in fields(cls) if f.name in data}
-    return cls(**kept)
+    made = cls(**kept)
+    problems += check_options(f"{group}.", made)
+    return made
 
 
 def _unknown(path: str, data: Mapping[str, Any], known: list[str], of: str = "") -> list[str]:
@@ -181,11 +194,13 @@ def _typed(path: str, kind: Any, value: Any, problems: list[str]) -> Any:
         problems.append(f"{path} ({value!r}) must be a list of names, such as [window,taylor]")
         return None
     (base, *rest) = get_args(kind) or (kind,)
-    if isinstance(value, str) and "${" in value:
-        problems.append(f"{path} ({value!r}) must be a plain value: interpolations are not read")
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        problems.append(f"{path} ({value!r}) must be a plain value: ${{...}} and ??? are not read")
         return None
     node, spelled = _NODES[base]
     try:
+        if base is bool and str(value).lower() not in ("true", "false"):  # OmegaConf takes any number, and more words
+            raise ValidationError
         return node(value=value, is_optional=bool(rest))._value()
     except ValidationError:
         problems.append(f"{path} ({value!r}) must be {spelled}" + (" or null" if rest else ""))

@@ -179,7 +179,7 @@ class Config:
     trainer: TrainerConfig
     logger: LoggerConfig
     experiment: str = option("quickstart", "the experiment these options started from")
-    seed: int = option(0, "of weights, order and dropout", low=0)
+    seed: int = option(0, "of weights, order and dropout", low=0, high=2**32 - 1)
     run_dir: str | None = option(None, "where the run goes; null = runs/<experiment>/<date-time-id>")
     data_dir: str = option("data", "where tasks keep what they generate")
 

@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 
-from tsla.config.options import check_options
-from tsla.config.schema import GROUPS, Config, HeadsConfig, ListOpsConfig, NoneConfig, TaylorConfig
+from tsla.config.schema import Config, HeadsConfig, ListOpsConfig, NoneConfig, TaylorConfig
 
 
 def find_problems(config: Config) -> list[str]:
-    """Every problem of a config, in the order of its groups."""
-    problems = check_options("", config)
-    for group in GROUPS:
-        problems += check_options(f"{group}.", getattr(config, group))
-    return problems or [*_task(config), *_mixer(config), *_model(config), *_trainer(config)]
+    """Every problem of a config whose single options are fine, in the order of its groups."""
+    return [*_task(config), *_mixer(config), *_model(config), *_trainer(config)]
 
 
 def _task(config: Config) -> Iterator[str]:
@@ -51,7 +47,10 @@ def _model(config: Config) -> Iterator[str]:
     if len(model.layers) > model.depth:
         yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
     others = [name for name in model.layers if name not in ("none", config.mixer.name)]
-    if others and not isinstance(config.mixer, HeadsConfig):
+    if model.layers and config.mixer.name not in model.layers:  # whose options would change nothing
+        yield (f"model.layers ({', '.join(model.layers)}) leaves out mixer={config.mixer.name}: "
+               f"choose one of {', '.join(dict.fromkeys(model.layers))} as mixer")  # fmt: skip
+    elif others and not isinstance(config.mixer, HeadsConfig):
         yield f"model.layers={model.layers} needs the heads of a mixer: choose one of {', '.join(others)} as mixer"
 
 

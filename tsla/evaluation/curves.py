@@ -23,8 +23,7 @@ def draw_curves(metrics: Path, target: Path, references: Mapping[str, float], ti
     for axis, name in ((left, "loss"), (right, "accuracy")):
         steps, values = column(f"train/{name}")
         axis.plot(steps, values, color="#b9c7d6", linewidth=1)
-        smooth_steps, smooth = steps, _smooth(values)
-        axis.plot(smooth_steps, smooth, color="#2b5c8a", linewidth=1.8, label="train")
+        axis.plot(steps, _smooth(values), color="#2b5c8a", linewidth=1.8, label="train")
         axis.plot(*column(f"val/{name}"), color="#c8501e", linewidth=1.8, marker="o", markersize=3, label="validation")
         axis.set_xlabel("optimiser steps")
         axis.grid(alpha=0.25)
@@ -44,7 +43,7 @@ def draw_curves(metrics: Path, target: Path, references: Mapping[str, float], ti
     plt.close(figure)
 
 
-def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
+def _smooth(values: list[float], keep: float = 0.75) -> list[float]:
     """Running exponential mean, without the bias of its start."""
     out, total, weight = [], 0.0, 0.0
     for value in values:

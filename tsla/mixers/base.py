@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from tsla.ops import rotary
 
@@ -94,18 +95,22 @@ class Mixer(nn.Module):
         for name, y in (("x", x), ("context", keys)):
             if y.dim() != 3 or y.shape[-1] != self.dim:
                 raise ValueError(f"{name} must have shape (batch, length, {self.dim}), got {tuple(y.shape)}")
+        if keys.shape[0] != x.shape[0]:
+            raise ValueError(f"context must have the batch size of x ({x.shape[0]}), got {keys.shape[0]}")
         if mask is not None and (mask.shape != keys.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(
-                f"mask must be bool of shape {tuple(keys.shape[:2])}, True = real token; "
+                f"mask must be torch.bool of shape {tuple(keys.shape[:2])}, True = real token; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
 
-    def check_extend(self, x: Tensor, mask: Tensor | None) -> None:
-        """Raise ValueError unless this mixer can decode and the input fits."""
+    def check_extend(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
+        """Raise ValueError unless this mixer can decode, the input fits, and the state is of as many sequences."""
         self.need("decode")
         if not self.causal:
             raise ValueError("extend needs causal=True: a later token would change earlier outputs")
         self.check_input(x, None, mask)
+        if state is not None and state.length.shape != x.shape[:1]:
+            raise ValueError(f"state must be of {x.shape[0]} sequences, as x is, got {tuple(state.length.shape)}")
 
 
 class HeadOptions(TypedDict, total=False):
@@ -121,6 +126,20 @@ class HeadOptions(TypedDict, total=False):
     qk_norm: bool
     dropout: float
     output_projection: bool
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of a head ``(..., width)`` with a learned scale, in the type of the head.
+
+    Under autocast a head is bf16 and the scale float32; `nn.RMSNorm` would leave its fused kernel and warn.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight.shape, self.weight.to(x.dtype))
 
 
 class HeadMixer(Mixer):
@@ -168,8 +187,8 @@ class HeadMixer(Mixer):
         self.to_q = nn.Linear(dim, heads * self.head_dim, bias=False)
         self.to_k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
         self.to_v = nn.Linear(dim, kv_heads * self.value_dim, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(self.head_dim) if qk_norm else nn.Identity()
         self.to_gate = nn.Linear(dim, heads) if gate else None
         self.to_out = nn.Linear(self.width, dim, bias=False) if output_projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -197,7 +216,7 @@ class HeadMixer(Mixer):
         return Mixed(self._merge(self.attend(q, k, v, mask), x))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        self.check_extend(x, mask)
+        self.check_extend(x, state, mask)
         places = positions(mask, x, None if state is None else state.length) if self.rotary else None
         q, k, v = self._project(x, x, places)
         out, state = self.attend_next(q, k, v, mask, state)

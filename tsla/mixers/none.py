@@ -34,7 +34,7 @@ class NoMixer(Mixer):
         return Mixed(torch.zeros_like(x), None)
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        self.check_extend(x, mask)
+        self.check_extend(x, state, mask)
         new = x.new_full((x.shape[0],), x.shape[1], dtype=torch.long) if mask is None else mask.sum(-1)
         return torch.zeros_like(x), Seen(new if state is None else Seen(*state).length + new)
 

@@ -9,7 +9,7 @@ from tsla.ops import taylor_attention, taylor_feature_dim
 from tsla.ops.attention import FORMS
 from tsla.ops.checks import check_choice
 from tsla.ops.feature_map import check_order
-from tsla.ops.types import KernelState
+from tsla.ops.types import KernelState, accumulation_dtype
 
 
 class TaylorAttention(HeadMixer):
@@ -50,5 +50,6 @@ class TaylorAttention(HeadMixer):
         return out, after
 
     def state_bytes(self, length: int) -> int:
-        """kv and z in float32, whatever the length."""
-        return 4 * self.kv_heads * taylor_feature_dim(self.head_dim, order=self.order) * (self.value_dim + 1)
+        """kv and z in float32 at least, whatever the length."""
+        size = accumulation_dtype(self.to_k.weight.dtype).itemsize
+        return size * self.kv_heads * taylor_feature_dim(self.head_dim, order=self.order) * (self.value_dim + 1)

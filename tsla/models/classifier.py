@@ -50,7 +50,10 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(encoder.dim, num_classes)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits ``(b, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real."""
+        """Logits ``(b, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real.
+
+        Padding may stand at either end; with pool ``"cls"``, whose token goes first, at the right one.
+        """
         return self.run(tokens, mask).logits
 
     def run(self, tokens: Tensor, mask: Tensor | None = None) -> Classified:

@@ -119,9 +119,11 @@ class Positions(nn.Module):
         places = token_positions(mask, x)
         if self.table is None:
             return x + sinusoids(places, x.shape[-1]).to(x.dtype)
-        if x.shape[1] > self.table.num_embeddings and mask is None:
-            raise ValueError(f"input of length {x.shape[1]} is longer than the learned positions ({self.max_length})")
-        return x + self.table(places.clamp(max=self.table.num_embeddings - 1))
+        if x.shape[1] > self.table.num_embeddings:  # padding needs no position, so only real tokens are too many
+            longest = x.shape[1] if mask is None else int(places.max()) + 1
+            if longest > self.table.num_embeddings:
+                raise ValueError(f"input of length {longest} is longer than the learned positions ({self.max_length})")
+        return x + self.table(places)
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:

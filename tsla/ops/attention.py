@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops.checks import check_attention, check_choice
+from tsla.ops.checks import check_choice, check_kernel_options, check_qkv
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.direct import direct
 from tsla.ops.feature_map import check_order, taylor_feature_dim
@@ -17,7 +17,7 @@ from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
 FORMS = ("auto", "direct", "linear")
-DEFAULT_CHUNK = 128
+DEFAULT_CHUNK = 64
 
 
 def taylor_attention(
@@ -60,6 +60,7 @@ def taylor_attention(
         ValueError: shapes, types or options that do not fit together, naming the value and what is allowed.
     """
     check_order(order)
+    check_qkv(q, k, v, causal, key_mask)
     d = q.shape[-1]
     keep_state = causal if return_state is None else return_state
     form = check_choice("impl", impl, FORMS)
@@ -105,6 +106,7 @@ def linear_attention(
     Raises:
         ValueError: as in `taylor_attention`.
     """
+    check_qkv(fq, fk, v, causal, key_mask)
     keep_state = causal if return_state is None else return_state
     form = check_choice("impl", impl, FORMS)
     if form == "auto":
@@ -126,7 +128,7 @@ def _attend(
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
     chunk = DEFAULT_CHUNK if chunk is None else chunk
-    check_attention(q, k, v, causal, key_mask, log_decay, state, keep_state, features, chunk)
+    check_kernel_options(q, k, v, causal, log_decay, state, keep_state, features, chunk)
     with full_precision(q.device):
         k, v = k.to(q.dtype), v.to(q.dtype)
         v = pad(v, (0, 1), value=1.0)  # the last column of every sum is the denominator
@@ -174,9 +176,9 @@ def _end_state(k: Tensor, v: Tensor, kernel: Kernel, gates: Tensor | None, start
     if gates is None:
         end = key_sum(k, v, kernel, chunk)
         return end if start is None else start + end
-    total = gates.cumsum(-1)
+    total = pad(gates, (1, 0)).cumsum(-1)  # from 0, which is all there is without a key
     last = total[..., -1:]
-    end = key_sum(k, v * (last - total).exp()[..., None], kernel, chunk)
+    end = key_sum(k, v * (last - total[..., 1:]).exp()[..., None], kernel, chunk)
     return end if start is None else start * last[..., None].exp() + end
 
 

@@ -27,6 +27,8 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | 
         raise ValueError(f"q, k and v must have one batch size, got {b}, {k.shape[0]} and {v.shape[0]}")
     if k.shape[-1] != d:
         raise ValueError(f"k ({k.shape[-1]}) must be as wide as q ({d})")
+    if d == 0:
+        raise ValueError("q and k must be at least 1 wide, got 0")
     if v.shape[1:3] != k.shape[1:3]:
         raise ValueError(f"v must have the heads and length of k {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}")
     if g == 0 or h % g:
@@ -35,17 +37,16 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | 
         raise ValueError(f"causal attention needs as many keys ({m}) as queries ({n})")
     if key_mask is not None and (key_mask.shape != (b, m) or key_mask.dtype != torch.bool):
         raise ValueError(
-            f"key_mask must be bool of shape {(b, m)}, True = real token; "
+            f"key_mask must be torch.bool of shape {(b, m)}, True = real token; "
             f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
         )
 
 
-def check_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
-    state: KernelState | None, keep_state: bool, features: int, chunk: int,
+def check_kernel_options(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, log_decay: Tensor | None, state: KernelState | None,
+    keep_state: bool, features: int, chunk: int,
 ) -> None:  # fmt: skip
-    """Arguments of `taylor_attention` and `linear_attention`."""
-    check_qkv(q, k, v, causal, key_mask)
+    """What `taylor_attention` and `linear_attention` need beyond `check_qkv`."""
     (b, h, n, _), (g, m) = q.shape, k.shape[1:3]
     if chunk < 1:
         raise ValueError(f"chunk_size ({chunk}) must be at least 1")

@@ -23,18 +23,18 @@ def direct(
     Returns:
         ``(b, s, r, n, e)``.
     """
-    n = q.shape[-2]
+    group, n = q.shape[2:4]
     queries = q.flatten(2, 3)  # one matrix product serves all query heads of a group
     pair = weights(queries @ k.transpose(-1, -2), kernel)
     if causal or gates is not None:
-        pair = (pair.unflatten(2, (-1, n)) * pair_decay(gates, n, causal, pair)).flatten(2, 3)
+        pair = (pair.unflatten(2, (group, n)) * pair_decay(gates, n, causal, pair)).flatten(2, 3)
     out = pair @ v
     if start is not None:
         read = features(queries, kernel) @ start
         if gates is not None:
-            read = (read.unflatten(2, (-1, n)) * gates.cumsum(-1).exp()[:, :, None, :, None]).flatten(2, 3)
+            read = (read.unflatten(2, (group, n)) * gates.cumsum(-1).exp()[:, :, None, :, None]).flatten(2, 3)
         out = out + read
-    return out.unflatten(2, (-1, n))
+    return out.unflatten(2, (group, n))
 
 
 def pair_decay(gates: Tensor | None, n: int, causal: bool, like: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ def rotary(x: Tensor, positions: Tensor, *, base: float = 10_000.0) -> Tensor:
         A tensor like x. Angles are float32 at least: bf16 cannot tell position 256 from 257.
 
     Raises:
-        ValueError: if d is odd, or positions do not match the length.
+        ValueError: if d is odd, or positions do not fit x.
     """
-    n, d = x.shape[-2:]
+    b, _, n, d = x.shape
     if d % 2:
         raise ValueError(f"rotary positions need an even head dim, got {d}")
-    if positions.shape[-1] != n:
-        raise ValueError(f"positions must have the length of x ({n}), got {positions.shape[-1]}")
+    if tuple(positions.shape) not in ((n,), (b, n)):
+        raise ValueError(f"positions must have shape {(n,)} or {(b, n)}, got {tuple(positions.shape)}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     frequency = base ** (-torch.arange(0, d, 2, device=x.device, dtype=dtype) / d)
     angle = positions.to(dtype)[..., None] * frequency  # (n, d/2) or (b, n, d/2)

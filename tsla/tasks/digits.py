@@ -29,6 +29,8 @@ class Digits:
 
     def split(self, name: str) -> Dataset:
         """The rows of ``train``, ``val`` or ``test``."""
+        if name not in SPLITS:
+            raise ValueError(f"split ({name!r}) must be one of {', '.join(SPLITS)}")
         pixels, labels = self._splits[name]
         features = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
         return Dataset.from_dict({"input_ids": list(pixels + 1), "label": labels}, features=features)

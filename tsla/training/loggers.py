@@ -10,12 +10,17 @@ def wandb_logger(folder: Path, *, project: str, mode: str) -> Logger:
     """A Weights & Biases run in `folder`, offline (send it later by `wandb sync`) or online.
 
     Raises:
-        ValueError: online without a key: asking for one would block the run.
+        ValueError: online without a key that works: asking for one would block the run.
     """
-    import wandb
+    if mode == "online":
+        import wandb
 
-    if mode == "online" and not wandb.Api(api_key=None).api_key:  # pragma: no cover - needs an account
-        raise ValueError("logger.mode=online needs a key: run `wandb login` first, or use logger.mode=offline")
+        try:
+            wandb.Api()  # looks for a key, in the environment and in netrc, and tries it
+        except wandb.Error as error:
+            raise ValueError(
+                f"logger.mode=online needs a key that works ({error}): run `wandb login`, or use logger.mode=offline"
+            ) from None
     return WandbLogger(project=project, name=folder.name, id=folder.name, save_dir=folder, offline=mode == "offline")
 
 

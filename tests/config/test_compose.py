@@ -1,0 +1,207 @@
+"""From arguments to a config: what is accepted, and how everything else is refused, all of it at once."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tsla.config import GROUPS, ConfigError, compose, group_choices, members
+from tsla.config.compose import config_root
+
+YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))
+EXPERIMENTS, MIXERS = group_choices("experiment"), group_choices("mixer")
+
+
+def problems(*arguments: str) -> list[str]:
+    """What `compose` says is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        compose(arguments)
+    assert str(caught.value).splitlines() == caught.value.problems
+    return caught.value.problems
+
+
+def content(path: Path | str) -> dict[str, dict[str, object]]:
+    return yaml.safe_load((config_root() / path).read_text())
+
+
+@pytest.mark.parametrize("path", [path for path in YAMLS if path.parent.name in GROUPS], ids=str)
+def test_a_choice_sets_what_its_file_says(path):
+    group = path.parent.name
+    chosen = asdict(getattr(compose([f"{group}={path.stem}", "experiment=digits"]), group))
+    expected = content(path) | content("experiment/digits.yaml").get(group, {})  # the experiment goes before a group
+    assert expected.items() <= chosen.items()
+    assert path.stem == chosen["name"]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_with_every_mixer(name, mixer):
+    config = compose([f"experiment={name}", f"mixer={mixer}"])
+    assert (config.experiment, config.mixer.name) == (name, mixer)
+    assert type(config.mixer) is members("mixer")[mixer]
+
+
+def test_no_file_lies_about_unread():
+    assert {path.parent.name for path in YAMLS} == {*GROUPS, "experiment", ""}
+    assert [path for path in YAMLS if not path.parent.name] == [Path("train.yaml")]
+    for group in GROUPS:
+        assert group_choices(group) == sorted(members(group)), group
+
+
+def test_every_task_has_an_experiment_of_its_name():
+    for task in group_choices("task"):
+        assert compose([f"experiment={task}"]).task.name == task
+    assert compose([]) == compose(["experiment=quickstart"])
+
+
+def test_arguments_go_before_the_experiment_in_any_order():
+    expected = compose(["experiment=digits", "mixer=softmax", "model.dim=32", "task=listops_short", "seed=3"])
+    assert expected.model.dim == 32 and expected.model.positions == "learned"  # the second is the experiment's
+    assert expected.task.name == "listops_short" and expected.seed == 3
+    assert expected == compose(["seed=3", "task=listops_short", "model.dim=32", "mixer=softmax", "experiment=digits"])
+    assert compose(["seed=1", "seed=2"]).seed == 2
+    assert compose(["+model.dim=32"]) == compose(["++model.dim=32"]) == compose(["model.dim=32"])
+
+
+def test_values_keep_their_types():
+    config = compose(["optim.lr=1", "model.causal=true", "mixer.head_dim=null", "model.layers=[window,taylor]"])
+    assert config.optim.lr == 1.0 and type(config.optim.lr) is float
+    assert config.model.causal is True and config.mixer.head_dim is None
+    assert config.model.layers == ["window", "taylor"]
+    assert compose(["model.layers=[]"]).model.layers == []
+    assert compose(["mixer={name:softmax,heads:4}"]).mixer == members("mixer")["softmax"](heads=4)
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "007", "2024_01", "true", "off", "1.0", "0x10", "inf", "/tmp/two words", "$HOME", "a:b", "5"]
+)
+def test_a_text_stays_as_it_was_typed(text):
+    assert compose([f"run_dir={text}"]).run_dir == text
+
+
+@pytest.mark.parametrize("text", ["/tmp/läuft", "~/a", "a=b", "a(b)", "(1)", "x[y", "tr'un"])
+def test_a_text_with_special_characters_says_that_it_needs_quotes(text):
+    (problem,) = problems(f"run_dir={text}")
+    assert "quotes" in problem and text in problem
+    quoted = text.replace("'", "\\'")
+    assert compose([f"run_dir='{quoted}'"]).run_dir == text
+
+
+UNREADABLE = "cannot be read"
+WRONG = {
+    "mixer": "argument 'mixer' must have the form key=value",
+    "~model.dim": "argument '~model.dim' must have the form key=value",
+    "~model.dim=3": "an option can be set to one value, not removed or swept",
+    "model.dim=1,2": "an option can be set to one value, not removed or swept",
+    "model.dim=range(1,3)": "an option can be set to one value, not removed or swept",
+    "model..dim=3": UNREADABLE,
+    "model.dim=[": UNREADABLE,
+    "mixer=tayler": "mixer ('tayler') must be one of none, softmax, taylor, window (did you mean 'taylor'?)",
+    "experiment=digit": "(did you mean 'digits'?)",
+    "experiment={a:1}": "experiment ({'a': 1}) must be one of",
+    "mixer=[taylor]": "mixer (['taylor']) must be one of",
+    "mixer=null": "mixer (None) must be one of",
+    "mixer=": "mixer ('') must be one of",
+    "task@other=digits": "argument 'task@other=digits' must have the form key=value",
+    "model.dims=3": "model.dims is not an option of model=encoder (did you mean 'dim'?)",
+    "+model.dims=3": "model.dims is not an option of model=encoder (did you mean 'dim'?)",
+    "mixer.window=3": "mixer.window is not an option of mixer=taylor",
+    "dim=3": "dim is not an option (did you mean 'model.dim'?)",
+    "dropout=0": "dropout is not an option (did you mean 'mixer.dropout' or 'model.dropout'?)",
+    "sed=3": "sed is not an option (did you mean 'seed'?)",
+    "hydra.run.dir=x": "hydra is not an option",
+    "mixer._target_=os.system": "mixer._target_ is not an option of mixer=taylor",
+    "_target_=os.system": "_target_ is not an option",
+    "seed.x=3": "seed ({'x': '3'}) must be a whole number",
+    "mixer.head_dim.x.y=3": "mixer.head_dim ({'x': {'y': '3'}}) must be a whole number or null",
+    "seed.x.y=3": "must be a whole number",
+    "model.dim=abc": "model.dim ('abc') must be a whole number",
+    "model.dim=64.5": "model.dim ('64.5') must be a whole number",
+    "model.dim=true": "model.dim ('true') must be a whole number",
+    "model.dim=null": "model.dim (None) must be a whole number",
+    "model.dim=???": "model.dim ('???') must be a plain value: ${...} and ??? are not read",
+    "model.causal=5": "model.causal ('5') must be true or false",
+    "model.causal=maybe": "model.causal ('maybe') must be true or false",
+    "optim.lr=fast": "optim.lr ('fast') must be a number",
+    "optim.lr=nan": "optim.lr (nan) must be finite",
+    "optim.lr=inf": "optim.lr (inf) must be finite",
+    "optim.lr=-inf": "optim.lr (-inf) must be finite",
+    "optim.lr=0": "optim.lr (0.0) must be above 0",
+    "model.depth=0": "model.depth (0) must be at least 1",
+    "model.dropout=1.5": "model.dropout (1.5) must be at most 1",
+    "model.pool=cls_token": "model.pool ('cls_token') must be one of mean, cls, attention",
+    "model.layers=taylor": "model.layers ('taylor') must be a list of names, such as [window,taylor]",
+    "model.layers=[1]": "model.layers ([1]) must be a list of names",
+    "model.layers=[taylor,windw]": "model.layers ('windw') must be one of none, taylor, softmax, window (did",
+    "seed=-1": "seed (-1) must be at least 0",
+    "seed=4294967296": "seed (4294967296) must be at most 4294967295",
+    "run_dir=???": "run_dir ('???') must be a plain value",
+    "run_dir=[a]": "run_dir (['a']) must be a text or null",
+    "run_dir=${oc.env:HOME}": "run_dir ('${oc.env:HOME}') must be a plain value: ${...} and ??? are not read",
+    "model.dim=${model.depth}": "model.dim ('${model.depth}') must be a plain value: ${...} and ??? are not read",
+    "mixer.name=[a]": "mixer.name (['a']) must be one of",
+    "mixer.name={a:1}": "mixer.name ({'a': 1}) must be one of",
+    "mixer.name=bogus": "mixer.name ('bogus') must be one of",
+    "model={dim:3}": "model.name (None) must be one of encoder",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_one_wrong_argument_is_one_problem(argument):
+    (problem,) = problems(argument)
+    assert WRONG[argument] in problem
+
+
+COMBINATIONS = {
+    "task.min_length=99": "task.min_length (99) must be below task.max_length - 1 (99)",
+    "mixer.order=3": "mixer.order (3) must be even: an odd polynomial gives negative attention weights",
+    "mixer.local_heads=8": "mixer.local_heads (8) must be below mixer.heads (8)",
+    "mixer.kv_heads=3": "mixer.kv_heads (3) must divide the heads (8)",
+    "mixer.kv_heads=4 mixer.local_heads=2": "mixer.kv_heads (4) must divide the heads (6 and 2 local)",
+    "mixer.heads=3": "mixer.heads (3) must divide model.dim (128), or give mixer.head_dim and value_dim",
+    "mixer=softmax mixer.heads=3 mixer.value_dim=8": "mixer.heads (3) must divide model.dim (128)",
+    "model.positions=rotary mixer.head_dim=5": "model.positions=rotary needs an even head dim, got 5",
+    "mixer=softmax model.positions=rotary model.dim=24": "model.positions=rotary needs an even head dim, got 3",
+    "mixer.output_projection=false mixer.value_dim=8": "needs heads * value_dim (64) equal to model.dim (128)",
+    "model.dim=9 mixer=none model.positions=sinusoidal": "model.dim (9) must be even for sinusoidal positions",
+    "model.pool=cls model.causal=true": "model.pool=cls puts a token first, where model.causal=true sees nothing",
+    "model.depth=1 model.layers=[window,taylor]": "model.layers names 2 layers, but model.depth is 1",
+    "mixer=none model.layers=[window]": "model.layers (window) leaves out mixer=none: choose one of window as mixer",
+    "mixer.order=4 model.layers=[window,softmax]": "leaves out mixer=taylor: choose one of window, softmax as mixer",
+    "mixer=none model.layers=[none,window]": "model.layers=['none', 'window'] needs the heads of a mixer",
+    "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
+}
+
+
+@pytest.mark.parametrize("arguments", COMBINATIONS)
+def test_what_does_not_go_together_is_refused(arguments):
+    (problem,) = problems(*arguments.split())
+    assert COMBINATIONS[arguments] in problem
+
+
+def test_combinations_on_the_edge_are_accepted():
+    compose(["task.min_length=97"])  # rows of 98 tokens
+    compose(["mixer.heads=3", "mixer.value_dim=8"])
+    compose(["mixer=softmax", "mixer.heads=3", "mixer.head_dim=5", "mixer.value_dim=8", "model.positions=none"])
+    compose(["mixer.kv_heads=2", "mixer.local_heads=2"])
+    compose(["mixer.output_projection=false"])
+    compose(["model.depth=2", "model.layers=[window,taylor]"])
+    compose(["model.depth=2", "model.layers=[none,taylor]"])
+    compose(["mixer=none", "model.depth=2", "model.layers=[none,none]"])
+    compose(["trainer.max_steps=null", "trainer.max_minutes=1"])
+
+
+def test_all_problems_are_told_at_once():
+    told = problems(
+        "mixr=taylor", "modl.dim=3", "model.dims=3", "model.depth=0", "seed=-1", "optim.lr=x", "trainer", "x=["
+    )
+    assert len(told) == 8
+    for part in ("mixr", "modl", "model.dims", "model.depth (0)", "seed (-1)", "optim.lr ('x')", "'trainer'", "'x=['"):
+        assert sum(part in line for line in told) == 1, part
+    assert len(problems("mixer.order=3", "model.dim=30", "model.pool=cls", "model.causal=true")) == 3
+
+
+def test_the_options_of_an_unknown_choice_are_not_judged():
+    (problem,) = problems("mixer=performr", "mixer.features=64", "mixer.heads=four")
+    assert problem.startswith("mixer ('performr')")

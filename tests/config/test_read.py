@@ -1,0 +1,128 @@
+"""A run's config.yaml: written, read back unchanged, and nothing but data whoever wrote it."""
+
+import os
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tsla.config import ConfigError, compose, group_choices, parse, read, to_yaml
+
+PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp")), min_size=1)
+
+
+def refusal(path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert all(problem.startswith(str(path)) for problem in caught.value.problems)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mixer", group_choices("mixer"))
+@pytest.mark.parametrize("name", group_choices("experiment"))
+def test_what_was_written_is_read(tmp_path, name, mixer):
+    config = compose([f"experiment={name}", f"mixer={mixer}", "model.dropout=1e-7", "trainer.max_minutes=0.1"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read(tmp_path / "config.yaml") == config == parse(asdict(config))
+
+
+@pytest.mark.parametrize("logger", group_choices("logger"))
+def test_every_logger_is_read_back(tmp_path, logger):
+    config = compose([f"logger={logger}", "model.depth=2", "model.layers=[window,taylor]", "seed=4294967295"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read(tmp_path / "config.yaml") == config
+
+
+@given(text=PRINTABLE.filter(lambda text: "${" not in text and text != "???"))
+@example("1e5")
+@example("007")
+@example("null")
+@example("true")
+@example("~")
+@example("- a: b # c")
+@example("2026-11-21")
+@example("1_0")
+@example("0x1F")
+@example(".inf")
+@example("'\"")
+@example(" x ")
+def test_any_text_comes_back(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / f"text-{os.getpid()}.yaml"
+    config = replace(compose_default(), run_dir=text, data_dir=text)
+    path.write_text(to_yaml(config))
+    assert read(path) == config
+
+
+def compose_default():
+    return parse(asdict(_DEFAULT))
+
+
+_DEFAULT = compose([])
+
+
+def test_what_a_file_leaves_out_has_its_default():
+    data = {**asdict(_DEFAULT), "optim": {"name": "adamw"}}
+    del data["seed"]
+    assert parse(data).optim == compose(["experiment=digits"]).optim and parse(data).seed == 0
+
+
+FOREIGN = {
+    "": "task must be a mapping of options with a name, got None",
+    "- a\n- b\n": "must hold a mapping of options, got list",
+    "just text": "just text is not an option",
+    "a: [1": "is not YAML",
+    "a: {b: 1\n": "is not YAML",
+    "\t\x00": "is not YAML",
+    "x: !!python/object/apply:os.system ['touch pwned']": "is not YAML",
+    "x: !!python/name:os.system": "is not YAML",
+    "_target_: os.system\ncommand: touch pwned\n": "_target_ is not an option",
+    "1: 2": "1 is not an option",
+    "task: {1: 2}": "task.name (None) must be one of",
+    "task: {name: digits, 1: 2, true: 3}": "task.1 is not an option of task=digits",
+    "task: [digits]": "task must be a mapping of options with a name, got ['digits']",
+    "task: {name: {_target_: os.system}}": "task.name ({'_target_': 'os.system'}) must be one of",
+    "mixer: {name: taylor, _target_: os.system}": "mixer._target_ is not an option of mixer=taylor",
+    "seed: ${oc.env:SECRET}": "seed ('${oc.env:SECRET}') must be a plain value",
+    "run_dir: x/${oc.env:SECRET}": "run_dir ('x/${oc.env:SECRET}') must be a plain value",
+    "run_dir: ???": "run_dir ('???') must be a plain value",
+    "model: {name: encoder, layers: ['${oc.env:SECRET}']}": "model.layers ('${oc.env:SECRET}') must be one of",
+    "model: {name: encoder, dim: '???'}": "model.dim ('???') must be a plain value",
+    "model: {name: encoder, depth: .nan}": "model.depth (nan) must be a whole number",
+    "model: {name: encoder, dropout: .nan}": "model.dropout (nan) must be finite",
+    "model: {name: encoder, causal: 5}": "model.causal (5) must be true or false",
+    "model: {name: encoder, layers: {a: b}}": "must be a list of names",
+    "run_dir: 5\ndata_dir: [a]": "data_dir (['a']) must be a text",
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_foreign_files_are_refused_and_never_run(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", "do not tell")
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    told = refusal(path)
+    assert FOREIGN[text] in told and "do not tell" not in told
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_files_that_are_no_text_or_absent(tmp_path):
+    path = tmp_path / "config.yaml"
+    assert "No such file" in refusal(path)
+    path.write_bytes(bytes(range(256)))
+    assert "is not YAML" in refusal(path)
+    path.unlink()
+    path.mkdir()
+    assert "is not YAML" in refusal(path)
+
+
+def test_all_problems_of_a_file_are_told_at_once(tmp_path):
+    path = tmp_path / "config.yaml"
+    data = asdict(_DEFAULT) | {"mixer": {"name": "softmx"}, "optim": {"name": "adamw", "lr": -1}, "colour": "red"}
+    data["model"] |= {"dims": 3, "depth": "deep"}
+    path.write_text(to_yaml(_DEFAULT) + "colour: red\n")
+    assert len(refusal(path).splitlines()) == 1
+    with pytest.raises(ConfigError) as caught:
+        parse(data)
+    assert len(caught.value.problems) == 5

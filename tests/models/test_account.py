@@ -1,0 +1,89 @@
+"""Costs of a model, against numbers worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from tsla.mixers import HeadSplit, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.models import Encoder, SequenceClassifier, account
+
+DIM, DEPTH, HIDDEN, CLASSES = 8, 2, 32, 3
+HEADS = {"heads": 2, "head_dim": 4, "value_dim": 4}
+FEED_FORWARD = DEPTH * 2 * (2 * DIM * HIDDEN)  # two products per layer, a multiply and an add each
+PROJECTIONS = DEPTH * 4 * (2 * DIM * DIM)  # q, k, v and out
+HEAD = 2 * DIM * CLASSES  # once per sequence
+
+
+def model(mixer, **options) -> nn.Module:
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=DEPTH, mixer=mixer, **options)
+    return SequenceClassifier(encoder, num_classes=CLASSES)
+
+
+def split(_: int) -> HeadSplit:
+    part = {"heads": 1, "head_dim": 4, "value_dim": 4, "output_projection": False}
+    return HeadSplit(TaylorAttention(DIM, **part), WindowAttention(DIM, window=3, **part))
+
+
+@pytest.mark.parametrize("length", [1, 16, 100])
+def test_operations_without_a_mixer(length):
+    costs = account(model(lambda _: NoMixer(DIM)), length)
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + HEAD / length)
+    assert costs.state_bytes == 0
+
+
+@pytest.mark.parametrize("length", [1, 16, 100])
+def test_operations_of_softmax_grow_with_the_length(length):
+    costs = account(model(lambda _: SoftmaxAttention(DIM, **HEADS)), length)
+    attention = DEPTH * 2 * (2 * DIM * length)  # weights and values
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + PROJECTIONS + HEAD / length + attention)
+    assert costs.state_bytes == DEPTH * 4 * 2 * DIM * length
+
+
+@pytest.mark.parametrize("length", [16, 100, 3000])
+def test_operations_of_taylor_do_not(length):
+    costs = account(model(lambda _: TaylorAttention(DIM, **HEADS, impl="linear")), length)
+    features = 1 + 4 + 10
+    attention = DEPTH * 2 * (2 * 2 * features * (4 + 1))  # into the state and out of it; the 1 is the denominator
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + PROJECTIONS + HEAD / length + attention)
+    assert costs.state_bytes == DEPTH * 4 * 2 * features * 5
+
+
+def test_state_of_a_split_is_that_of_its_parts_once():
+    one_taylor, one_window = 4 * 15 * 5, 4 * 3 * 8
+    assert account(model(split), 50).state_bytes == DEPTH * (one_taylor + one_window)
+
+
+def test_state_of_fewer_key_heads():
+    def grouped(_: int) -> TaylorAttention:
+        return TaylorAttention(DIM, heads=2, head_dim=4, value_dim=4, kv_heads=1)
+
+    assert account(model(grouped), 50).state_bytes == DEPTH * 4 * 15 * 5
+
+
+def test_parameters_by_hand():
+    built = model(lambda _: TaylorAttention(DIM, **HEADS), positions="learned", max_length=20, short_conv=3)
+    feed_forward = 2 * DIM * HIDDEN + HIDDEN + DIM
+    block = 2 * 2 * DIM + (3 * DIM + DIM) + 4 * DIM * DIM + feed_forward
+    assert account(built, 4).parameters == (11 + 20) * DIM + DEPTH * block + 2 * DIM + CLASSES * DIM + CLASSES
+
+
+def test_frozen_parameters_do_not_count():
+    built = model(lambda _: NoMixer(DIM))
+    before = account(built, 4).parameters
+    built.head.bias.requires_grad_(False)
+    assert account(built, 4).parameters == before - CLASSES
+
+
+def test_the_model_is_left_alone():
+    built = model(split, dropout=0.5).train()
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    random = torch.get_rng_state()
+    account(built, 30)
+    assert built.training and built.head.weight.device.type == "cpu"
+    assert all(torch.equal(before[name], tensor) for name, tensor in built.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_length_is_needed():
+    with pytest.raises(ValueError, match=r"length \(0\) must be at least 1"):
+        account(model(lambda _: NoMixer(DIM)), 0)

@@ -1,0 +1,207 @@
+"""The encoder: positions, patterns of layers, second streams and extra losses, checkpointing, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tsla.mixers import Mixed, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.models import Encoder, SequenceClassifier
+from tsla.models.encoder import Positions, sinusoids
+
+DIM = 8
+
+
+class Telling(Mixer):
+    """Returns a stream one longer than the one it got, and a loss that is its own weight times the layer number."""
+
+    supports = frozenset({"bidirectional"})
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(DIM, width=DIM, causal=False)
+        self.layer = layer
+        self.weight = nn.Parameter(torch.tensor(1.0))
+        self.got: list[int | None] = []
+
+    def mix(self, x, context=None, *, mask=None, side=None):
+        self.got.append(None if side is None else side.shape[1])
+        stream = x[:, :1] if side is None else torch.cat([side, x[:, :1]], 1)
+        aux = None if self.layer == 0 else self.weight * self.layer * x.square().mean()
+        return Mixed(x * self.weight + stream.mean(1, keepdim=True), stream, aux)
+
+    def state_bytes(self, length: int) -> int:
+        return 0
+
+
+def telling(**options) -> SequenceClassifier:
+    torch.manual_seed(0)
+    return SequenceClassifier(Encoder(vocab_size=11, dim=DIM, depth=4, mixer=Telling, **options), num_classes=3)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_streams_go_from_layer_to_layer_and_losses_add_up(gradient_checkpointing):
+    model = telling(gradient_checkpointing=gradient_checkpointing)
+    ids = torch.randint(11, (2, 5))
+    logits, aux = model.run(ids)
+    mixers = [block.mixer for block in model.encoder.blocks]
+    assert [m.got[0] for m in mixers] == [None, 1, 2, 3]
+    x, side, total = model.encoder.embed(ids), None, 0.0
+    for layer, block in enumerate(model.encoder.blocks):
+        x, side, more = block(x, None, side)
+        assert (more is None) == (layer == 0)
+        total = total + (0.0 if more is None else more)
+    torch.testing.assert_close(aux, total)
+    torch.testing.assert_close(logits, model.head(model.encoder.norm(x).mean(1)))
+    aux.backward()
+    assert mixers[3].weight.grad is not None and mixers[0].weight.grad is not None  # the first through the stream
+
+
+def test_extra_losses_of_no_layer_are_none():
+    model = SequenceClassifier(Encoder(vocab_size=11, dim=DIM, depth=1, mixer=Telling), num_classes=3)
+    assert model.run(torch.randint(11, (2, 5))).aux is None
+
+
+def gradients(model: SequenceClassifier, ids: Tensor) -> list[Tensor]:
+    torch.manual_seed(5)
+    logits, aux = model.run(ids, torch.arange(9) < torch.tensor([[9], [4]]))
+    (logits.square().sum() + (0.0 if aux is None else aux)).backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_changes_no_gradient(dropout):
+    def build(checkpointing: bool) -> SequenceClassifier:
+        torch.manual_seed(0)
+        encoder = Encoder(
+            vocab_size=11,
+            dim=DIM,
+            depth=3,
+            heads=2,
+            dropout=dropout,
+            short_conv=3,
+            gradient_checkpointing=checkpointing,
+        )
+        return SequenceClassifier(encoder, num_classes=3).train()
+
+    ids = torch.randint(11, (2, 9))
+    kept, again = build(False), build(True)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(kept, ids), gradients(again, ids), strict=True))
+    telling_kept, telling_again = telling(), telling(gradient_checkpointing=True)
+    for a, b in zip(gradients(telling_kept, ids), gradients(telling_again, ids), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpointing_runs_blocks_again_and_only_where_gradients_are_wanted():
+    model, calls = telling(gradient_checkpointing=True), []
+    for block in model.encoder.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    logits, _ = model.run(torch.randint(11, (2, 5)))
+    assert len(calls) == 4
+    logits.sum().backward()
+    assert len(calls) == 8
+    with torch.no_grad():
+        model(torch.randint(11, (2, 5)))
+    assert len(calls) == 12
+
+
+def test_each_layer_has_the_mixer_made_for_it():
+    made = []
+
+    def pattern(layer: int) -> Mixer:
+        made.append(layer)
+        return (
+            WindowAttention(DIM, heads=2, window=layer) if layer % 2 else TaylorAttention(DIM, heads=2, order=2 * layer)
+        )
+
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=4, mixer=pattern)
+    assert made == [0, 1, 2, 3]
+    kinds = [type(block.mixer) for block in encoder.blocks]
+    assert kinds == [TaylorAttention, WindowAttention] * 2
+    assert [block.mixer.window for block in encoder.blocks[1::2]] == [1, 3]
+    assert [block.mixer.order for block in encoder.blocks[::2]] == [0, 4]
+
+
+def test_the_default_mixer_takes_heads_and_rotary():
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=2, heads=2, positions="rotary", causal=True, dropout=0.25)
+    for block in encoder.blocks:
+        m = block.mixer
+        assert isinstance(m, TaylorAttention)
+        assert (m.heads, m.head_dim, m.rotary, m.causal, m.dropout.p) == (2, 16, True, True, 0.25)
+    assert Encoder(vocab_size=11, dim=DIM, depth=1).blocks[0].mixer.heads == 8
+    assert not Encoder(vocab_size=11, dim=DIM, depth=1, positions="learned", max_length=3).blocks[0].mixer.rotary
+
+
+def test_values_instead_of_ids():
+    encoder = Encoder(input_dim=5, dim=DIM, depth=1, heads=2, positions="learned", max_length=7)
+    x = torch.randn(2, 7, 5)
+    assert encoder(x).shape == (2, 7, DIM)
+    torch.testing.assert_close(encoder.embed(x), encoder.embedding(x) + encoder.positions.table.weight)
+    torch.testing.assert_close(encoder.embedding(x), x @ encoder.embedding.weight.T + encoder.embedding.bias)
+
+
+def test_sinusoids_by_the_formula():
+    table = sinusoids(torch.arange(6), 8)
+    for at in range(6):
+        for i in range(4):
+            angle = at / 10_000 ** (2 * i / 8)
+            expected = torch.tensor([math.sin(angle), math.cos(angle)])
+            torch.testing.assert_close(table[at, 2 * i : 2 * i + 2], expected)
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_positions_are_those_of_real_tokens(kind):
+    layer = Positions(kind, DIM, 6)
+    zeros = torch.zeros(1, 6, DIM)
+    plain = layer(zeros)[0]
+    assert plain.unique(dim=0).shape[0] == 6
+    mask = torch.tensor([[False, False, True, True, False, True]])
+    torch.testing.assert_close(layer(zeros, mask)[0, [2, 3, 5]], plain[:3])
+
+
+@pytest.mark.parametrize("kind", ["none", "rotary"])
+def test_positions_that_are_not_added(kind):
+    x = torch.randn(1, 6, DIM)
+    assert Positions(kind, DIM, None)(x) is x
+
+
+def test_more_tokens_than_learned_positions_are_refused():
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=1, heads=2, positions="learned", max_length=4)
+    ids = torch.randint(11, (2, 6))
+    with pytest.raises(ValueError, match=r"6 .*longer than the learned positions \(4\)"):
+        encoder(ids)
+    with pytest.raises(ValueError, match=r"5 .*longer than the learned positions \(4\)"):
+        encoder(ids, torch.arange(6) < torch.tensor([[5], [2]]))
+    mask = torch.arange(6) < torch.tensor([[4], [2]])  # padding needs no position
+    torch.testing.assert_close(encoder(ids, mask)[0, :4], encoder(ids[:1, :4])[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": None}, "give vocab_size (None) or input_dim (None), and not both"),
+        ({"input_dim": 3}, "give vocab_size (11) or input_dim (3), and not both"),
+        ({"depth": 0}, "depth (0) must be at least 1"),
+        ({"heads": 2, "mixer": lambda layer: NoMixer(DIM)}, "heads (2) belongs to the default mixer"),
+        ({"mixer": lambda layer: NoMixer(4)}, "the mixer of layer 0 has dim 4 and causal=False, the model dim 8"),
+        ({"mixer": lambda layer: NoMixer(DIM, causal=layer > 0)}, "the mixer of layer 1 has dim 8 and causal=True"),
+        ({"causal": True, "mixer": Telling}, "the mixer of layer 0 has dim 8 and causal=False"),
+        ({"positions": "absolute"}, "positions ('absolute') must be one of none, learned, sinusoidal, rotary"),
+        ({"positions": "learned"}, "learned positions need max_length of at least 1, got None"),
+        ({"positions": "learned", "max_length": 0}, "learned positions need max_length of at least 1, got 0"),
+        ({"dim": 9, "positions": "sinusoidal"}, "sinusoidal positions need an even dim, got 9"),
+        ({"dim": 9}, "heads (8) must divide dim (9)"),
+        ({"short_conv": -1}, "short_conv (-1) must not be negative"),
+        ({"feed_forward": "relu"}, "feed_forward ('relu') must be one of gelu, swiglu"),
+        ({"feed_forward_mult": 0.1}, "feed_forward_mult (0.1) leaves no hidden width at dim 8"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ValueError) as caught:
+        Encoder(**{"vocab_size": 11, "dim": DIM, "depth": 2, **options})
+    assert message in str(caught.value)
+
+
+def test_softmax_has_the_same_shape_as_the_others():
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=1, mixer=lambda _: SoftmaxAttention(DIM, heads=2))
+    assert encoder(torch.randint(11, (2, 5))).shape == (2, 5, DIM)

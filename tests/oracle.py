@@ -1,0 +1,186 @@
+"""What attention is, from its formula: fp64 loops over numbers. Shares no code with tsla.
+
+`attention`, `window` and `state` loop over every pair; `dense` is the same formula as one matrix, itself tested against
+the loops, for lengths at which loops take seconds. All are differentiable.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from math import factorial, inf
+
+import torch
+from torch import Tensor
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def taylor(score: Tensor, order: int | None) -> Tensor:
+    """1 + s + s^2/2! + ... + s^order/order!; the score itself for order None (ready-made features)."""
+    return (
+        score if order is None else sum((score**i / factorial(i) for i in range(1, order + 1)), torch.ones_like(score))
+    )
+
+
+def index_tuples(d: int, degree: int, start: int = 0) -> Iterator[tuple[int, ...]]:
+    """All (i, j, ...) with start <= i <= j <= ... < d, in the order of a dictionary."""
+    if degree == 0:
+        yield ()
+        return
+    for first in range(start, d):
+        for rest in index_tuples(d, degree - 1, first):
+            yield (first, *rest)
+
+
+def features(x: Tensor, order: int | None) -> Tensor:
+    """(..., d) -> (..., f): x^a / sqrt(a!) of every monomial a up to the order."""
+    if order is None:
+        return x
+    columns = []
+    for degree in range(order + 1):
+        for monomial in index_tuples(x.shape[-1], degree):
+            column, repeats = torch.ones_like(x[..., 0]), 1
+            for i in monomial:
+                column = column * x[..., i]
+            for i in set(monomial):
+                repeats *= factorial(monomial.count(i))
+            columns.append(column / repeats**0.5)
+    return torch.stack(columns, dim=-1)
+
+
+def decay(log_decay: Tensor | None, key_mask: Tensor | None, b: int, h: int, i: int, j: int) -> float | Tensor:
+    """exp of the log decays between two places, of the real tokens after the earlier place up to the later one."""
+    if log_decay is None:
+        return 1.0
+    total = zeros()
+    for t in range(min(i, j) + 1, max(i, j) + 1):
+        if key_mask is None or key_mask[b, t]:
+            total = total + (log_decay[h] if log_decay.dim() == 1 else log_decay[b, h, t])
+    return total.exp()
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
+    key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """sum_j w_ij v_j / sum_j w_ij, w_ij = decay_ij T(scale q_i.k_j), over the real keys; 0 where there are none.
+
+    The queries are the last of the keys where there are fewer of them and the order matters: what came before
+    is then part of k and v. `log_decay` is (h,) or (b, h, m), one for each key.
+    """
+    (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
+    scale = (d**-0.5 if scale is None else scale) if order is not None else 1.0
+    out = []
+    for row, head, i in product(range(b), range(h), range(n)):
+        group, place = head * g // h, i + m - n
+        numerator, denominator = zeros(v.shape[-1]), zeros()
+        for j in range(m):
+            if (causal and j > place) or (key_mask is not None and not key_mask[row, j]):
+                continue
+            weight = taylor(scale * (q[row, head, i] * k[row, group, j]).sum(), order)
+            weight = weight * decay(log_decay, key_mask, row, head, place, j)
+            numerator, denominator = numerator + weight * v[row, group, j], denominator + weight
+        if normalize:
+            denominator = denominator + eps
+            numerator = numerator / denominator if denominator != 0 else numerator
+        out.append(numerator)
+    return torch.stack(out).reshape(b, h, n, v.shape[-1])
+
+
+def state(
+    k: Tensor, v: Tensor, *, order: int | None = 2, heads: int | None = None, key_mask: Tensor | None = None,
+    log_decay: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """After the last key: the sums over j of decay_j phi(k_j) v_j^T and decay_j phi(k_j), for each of `heads` heads."""
+    (b, g, m, e), phi = v.shape, features(k, order)
+    heads = heads or g
+    kv = []
+    for row, head in product(range(b), range(heads)):
+        group, total = head * g // heads, zeros(phi.shape[-1], e + 1)
+        for j in range(m):
+            if key_mask is None or key_mask[row, j]:
+                value = torch.cat([v[row, group, j], zeros(1) + 1])
+                pair = phi[row, group, j][:, None] * value[None, :]
+                total = total + pair * decay(log_decay, key_mask, row, head, m - 1, j)
+        kv.append(total)
+    both = torch.stack(kv).reshape(b, heads, -1, e + 1)
+    return both[..., :-1], both[..., -1]
+
+
+def window(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, causal: bool = False, scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Softmax over the real keys with |i - j| <= window, j <= i if causal; 0 where there are none."""
+    (b, h, n, d), g = q.shape, k.shape[1]
+    scale = d**-0.5 if scale is None else scale
+    out = []
+    for row, head, i in product(range(b), range(h), range(n)):
+        group, total, value = head * g // h, zeros(), zeros(v.shape[-1])
+        for j in range(i - window, i + 1 if causal else i + window + 1):
+            if 0 <= j < n and (key_mask is None or key_mask[row, j]):
+                weight = (scale * (q[row, head, i] * k[row, group, j]).sum()).exp()
+                total, value = total + weight, value + weight * v[row, group, j]
+        out.append(value / total if total != 0 else value)
+    return torch.stack(out).reshape(b, h, n, v.shape[-1])
+
+
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
+    key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, kv and z: `attention` and `state` as matrices, continuing from the sums `start`. No earlier keys in k."""
+    (b, h, _, d), (g, m) = q.shape, k.shape[1:3]
+    heads = g if log_decay is None else h
+    q = q * ((d**-0.5 if scale is None else scale) if order is not None else 1.0)
+    real = torch.ones(b, m, dtype=torch.bool) if key_mask is None else key_mask
+    k, v = (x.masked_fill(~real[:, None, :, None], 0.0) for x in (k, v))
+    rates = torch.zeros(b, h, m, dtype=q.dtype)
+    if log_decay is not None:
+        rates = (log_decay.reshape(1, h, 1) if log_decay.dim() == 1 else log_decay) * real[:, None]
+    passed = rates.cumsum(-1)
+    every_k, every_v = (x.repeat_interleave(h // g, dim=1) for x in (k, v))
+    weights = taylor(torch.einsum("bhid,bhjd->bhij", q, every_k), order) * real[:, None, None]
+    if log_decay is not None:
+        weights = weights * torch.exp(-(passed[..., :, None] - passed[..., None, :]).abs())
+    if causal:
+        weights = weights.tril()
+    phi, phi_k = features(q, order), features(k, order) * real[:, None, :, None]
+    values = v
+    if log_decay is not None:
+        phi_k = phi_k.repeat_interleave(h // g, dim=1) * torch.exp(passed[..., -1:] - passed)[..., None]
+        values = every_v
+    kv, z = torch.einsum("bsjf,bsje->bsfe", phi_k, values), phi_k.sum(2)
+    numerator, denominator = weights @ every_v, weights.sum(-1)
+    if start is not None:
+        left = passed.exp() if log_decay is not None else torch.ones(1)
+        before = [x.repeat_interleave(h // heads, dim=1) for x in start]
+        numerator = numerator + left[..., None] * torch.einsum("bhif,bhfe->bhie", phi, before[0])
+        denominator = denominator + left * torch.einsum("bhif,bhf->bhi", phi, before[1])
+        last = passed[..., -1:].exp() if log_decay is not None else torch.ones(1)
+        kv, z = kv + start[0] * last[..., None], z + start[1] * last
+    if normalize:
+        denominator = denominator + eps
+        numerator = numerator / torch.where(denominator == 0, 1.0, denominator)[..., None]
+    return numerator, kv, z
+
+
+def dense_window(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, causal: bool = False, scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`window` as one matrix."""
+    n, group = q.shape[2], q.shape[1] // k.shape[1]
+    real = torch.ones(q.shape[0], n, dtype=torch.bool) if key_mask is None else key_mask
+    k, v = (x.masked_fill(~real[:, None, :, None], 0.0).repeat_interleave(group, dim=1) for x in (k, v))
+    place = torch.arange(n)
+    gap = place[:, None] - place
+    near = (gap.abs() <= window) & ((gap >= 0) | (not causal)) & real[:, None, None]
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores.masked_fill(~near, -inf)
+    top = scores.detach().amax(-1, keepdim=True).nan_to_num(neginf=0.0) if n else scores
+    weights = (scores - top).exp().masked_fill(~near, 0.0)
+    total = weights.sum(-1, keepdim=True)
+    return weights @ v / torch.where(total == 0, 1.0, total)

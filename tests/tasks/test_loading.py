@@ -1,0 +1,217 @@
+"""Batches: every row once, within the budget, in an order that seed and epoch decide and a resumed run finds again."""
+
+import itertools
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
+
+FEATURES = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
+BUDGET = 60
+
+
+def dataset(lengths: list[int], start: int = 0) -> Dataset:
+    """Row r has label r; its tokens count up from r + 1."""
+    rows = range(start, start + len(lengths))
+    ids = [[(row + at) % 255 + 1 for at in range(n)] for row, n in zip(rows, lengths, strict=True)]
+    return Dataset.from_dict({"input_ids": ids, "label": list(rows)}, features=FEATURES)
+
+
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 30, 101)]
+DATA = dataset(LENGTHS)
+
+
+def batches(lengths=LENGTHS, budget=BUDGET, **options) -> LengthBatches:
+    return LengthBatches(np.array(lengths, dtype=np.int64), budget, **{"seed": 0, **options})
+
+
+def epoch(source: LengthBatches, number: int = 0) -> list[list[int]]:
+    source.set_epoch(number)
+    return list(source)
+
+
+def flat(lists: list[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=80),
+    budget=st.integers(1, 600),
+    seed=st.one_of(st.none(), st.integers(0, 2**32 - 1)),
+    number=st.integers(0, 3),
+)
+def test_every_row_once_and_within_the_budget(lengths, budget, seed, number):
+    source = batches(lengths, budget, seed=seed)
+    made = epoch(source, number)
+    assert sorted(flat(made)) == list(range(len(lengths)))
+    assert len(made) == len(source) and all(made)
+    for rows in made:
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
+
+
+def test_batches_are_filled_with_rows_of_like_length():
+    lengths = [int(n) for n in np.random.default_rng(1).integers(20, 100, 3000)]
+    made = epoch(batches(lengths, 4096))
+    for rows in made:
+        widths = [lengths[row] for row in rows]
+        assert max(widths) - min(widths) <= 2 * (100 // 16)
+    assert sum(lengths) / 4096 <= len(made) < 1.1 * sum(lengths) / 4096
+    assert len(batches([10] * 30, 100)) == 3
+    assert len(batches([10] * 31, 100)) == 4
+    assert len(batches([10] * 30, 99)) == 4
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {(seed, number): epoch(batches(seed=seed), number) for seed in (0, 1) for number in (0, 1, 2)}
+    for (seed, number), order in orders.items():
+        assert epoch(batches(seed=seed), number) == order
+    assert len({str(order) for order in orders.values()}) == 6
+    reused = batches()
+    assert [epoch(reused, number) for number in (2, 0, 2)] == [orders[0, 2], orders[0, 0], orders[0, 2]]
+    assert {len(order) for order in orders.values()} == {len(batches())}
+    groups = [{frozenset(rows) for rows in orders[0, number] if len(rows) > 2} for number in (0, 1)]
+    assert len(groups[0] & groups[1]) <= len(groups[0]) // 3  # rows meet others, not only the batches each other
+    firsts = [max(LENGTHS[row] for row in rows) for rows in orders[0, 0]]
+    assert firsts != sorted(firsts)
+
+
+def test_evaluation_is_sorted_and_the_same_each_time():
+    source = batches(seed=None)
+    made = epoch(source, 0)
+    assert made == epoch(source, 5)
+    widths = [max(LENGTHS[row] for row in rows) for rows in made]
+    assert all(a <= b + 1 for a, b in itertools.pairwise(widths))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [0, 1])
+def test_processes_share_the_batches(world, number):
+    whole = epoch(batches(), number)
+    ranks = [epoch(batches(rank=rank, world=world), number) for rank in range(world)]
+    assert [ranks[i % world][i // world] for i in range(len(whole))] == whole  # disjoint, and nothing is lost
+    assert sum(len(batches(rank=rank, world=world)) for rank in range(world)) == len(whole)
+    even = [batches(rank=rank, world=world, drop_uneven=True) for rank in range(world)]
+    assert {len(source) for source in even} == {len(whole) // world}
+    for rank, source in enumerate(even):
+        assert epoch(source, number) == ranks[rank][: len(whole) // world]
+
+
+def test_evaluation_covers_all_rows_over_all_processes():
+    rows = [flat(epoch(batches(seed=None, rank=rank, world=3))) for rank in range(3)]
+    assert sorted(flat(rows)) == list(range(len(LENGTHS)))
+
+
+def test_a_row_longer_than_the_budget_is_a_batch_of_its_own():
+    assert sorted(map(sorted, epoch(batches([5, 50, 5, 40], 12)))) == [[0, 2], [1], [3]]
+    assert len(batches([7] * 9, 1)) == 9
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_hold_their_rows(workers):
+    loader = Loader(Rows(DATA), batches(), workers=workers)
+    seen: Counter[int] = Counter()
+    for batch in loader:
+        assert batch.tokens.dtype == torch.int64 and batch.mask.dtype == torch.bool
+        assert batch.tokens.shape == batch.mask.shape and batch.mask.any(0).all()  # no column of padding alone
+        for ids, mask, label in zip(*batch, strict=True):
+            n = LENGTHS[int(label)]
+            assert mask.tolist() == [True] * n + [False] * (len(mask) - n)
+            assert ids[:n].tolist() == DATA[int(label)]["input_ids"] and not ids[n:].any()
+            seen[int(label)] += 1
+    assert seen == dict.fromkeys(range(len(LENGTHS)), 1)
+
+
+def test_a_worker_makes_the_same_batches_in_every_epoch():
+    plain, worked = (Loader(Rows(DATA), batches(), workers=workers) for workers in (0, 1))
+    for number in (0, 1):
+        for loader in (plain, worked):
+            loader.batches.set_epoch(number)
+        assert all(same(a, b) for a, b in zip(plain, worked, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stop", [0, 1, 7, "all but one", "all"])
+def test_a_resumed_loader_goes_on_where_the_first_stopped(stop, workers):
+    first = Loader(Rows(DATA), batches(), workers=workers)
+    first.batches.set_epoch(2)
+    whole = list(first)
+    stop = {"all but one": len(whole) - 1, "all": len(whole)}.get(stop, stop)
+    running = iter(first)
+    for _ in range(stop):
+        next(running)
+    state = first.state_dict()
+    assert state == {"given": stop % len(whole)}
+    second = Loader(Rows(DATA), batches(), workers=workers)
+    second.batches.set_epoch(2)
+    second.load_state_dict(state)
+    rest = list(second)
+    assert all(same(a, b) for a, b in zip(rest, whole[stop:] or whole, strict=True))
+    assert second.state_dict() == {"given": 0}
+    assert len(list(second)) == len(whole)  # left out once only
+
+
+def test_bytes_up_to_255():
+    data = Dataset.from_dict({"input_ids": [[255, 1, 128], [254]], "label": [3, 4]}, features=FEATURES)
+    batch = Rows(data).__getitems__([0, 1])
+    assert batch.tokens.tolist() == [[255, 1, 128], [254, 0, 0]]
+    assert batch.labels.tolist() == [3, 4]
+    assert Rows(data)[1].tokens.tolist() == [[254]]
+
+
+def test_rows_are_held_as_bytes():
+    rows = Rows(DATA)
+    assert rows.values.dtype == np.uint8 and rows.values.size == sum(LENGTHS)
+    held = sum(x.nbytes for x in vars(rows).values() if isinstance(x, np.ndarray))
+    assert held == sum(LENGTHS) + 8 * (3 * len(LENGTHS) + 1)  # offsets, lengths and labels
+
+
+def test_rows_on_disk_stay_there(tmp_path):
+    DATA.save_to_disk(str(tmp_path / "rows"))
+    rows = Rows(load_from_disk(str(tmp_path / "rows")))
+    assert not rows.values.flags.owndata and not rows.values.flags.writeable
+
+
+@pytest.mark.parametrize("kind", ["shards", "slice", "selection", "joined", "shuffled", "one", "filtered"])
+def test_every_kind_of_dataset(tmp_path, kind):
+    DATA.save_to_disk(str(tmp_path / "rows"), num_shards=4)
+    stored = load_from_disk(str(tmp_path / "rows"))
+    data = {
+        "shards": stored,
+        "slice": stored.select(range(40, 70)),
+        "selection": stored.select([9, 3, 60, 3]),
+        "joined": concatenate_datasets([stored.select(range(90, 101)), DATA.select(range(5))]),
+        "shuffled": stored.shuffle(seed=1),
+        "one": stored.select([17]),
+        "filtered": stored.select(range(20, 60)).select(range(10, 20)),
+    }[kind]
+    rows = Rows(data)
+    assert len(rows) == len(data)
+    for at, row in enumerate(data):
+        got = rows[at]
+        assert got.tokens.tolist() == [row["input_ids"]] and got.labels.tolist() == [row["label"]]
+
+
+def test_no_rows_at_all():
+    rows = Rows(DATA.select([]))
+    source = LengthBatches(rows.lengths, BUDGET, seed=0)
+    assert len(rows) == len(source) == 0 and list(source) == []
+    loader = Loader(rows, source)
+    assert list(loader) == [] and loader.state_dict() == {"given": 0}
+
+
+def test_threads_may_share_the_rows():
+    rows = Rows(DATA)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(rows.__getitems__, [[i, i + 1] for i in range(100)]))
+    assert [batch.labels.tolist() for batch in made] == [[i, i + 1] for i in range(100)]

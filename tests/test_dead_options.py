@@ -1,0 +1,243 @@
+"""No option is dead: each one, changed alone, changes what is built, or is refused with a reason.
+
+A new field of any config dataclass needs a line in `CASES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from tsla import build, cli
+from tsla.config import GROUPS, Config, compose, members
+from tsla.tasks.base import TaskSpec
+from tsla.training.fit import fit
+from tsla.training.run_dir import RunDir
+
+SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
+ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
+
+
+class Captured(Exception):
+    """Training was about to start."""
+
+
+def model(config: Config) -> object:
+    """Shapes, outputs in training and the operations of a step."""
+    torch.manual_seed(0)
+    made = build.build_model(config.model, config.mixer, TaskSpec("x", 18, 10, 64)).train()
+    ids = torch.arange(1, 101).reshape(2, 50) % 17 + 1
+    with FlopCounterMode(display=False) as counter:
+        logits, _ = made.run(ids, torch.arange(50) < torch.tensor([[50], [30]]))
+        logits.square().sum().backward()
+    return [tuple(p.shape) for p in made.parameters()], logits.tolist(), counter.get_total_flops()
+
+
+def data(config: Config) -> object:
+    """The first epoch, how it is loaded, and the folders that were made for it."""
+    task = build.build_task(config)
+    loaders = build.build_loaders(config, task, ("train", "val", "test"), 0)
+    listed = [
+        [batch.tokens.tolist() for batch in map(loader.dataset.__getitems__, loader.batches)] for loader in loaders
+    ]
+    places = sorted(str(path) for path in Path().glob("*/*/*"))
+    return task.spec, listed, [loader.num_workers for loader in loaders], places
+
+
+def training(config: Config) -> object:
+    """What Lightning, the optimiser, the schedule and the callbacks are told."""
+    task = build.build_task(config)
+    loaders = build.build_loaders(config, task, ("train", "val"), 0)
+    made = build.build_model(config.model, config.mixer, task.spec)
+    try:
+        fit(made, *loaders, num_classes=10, optim=build.build_optim(config), settings=build.build_fit(config),
+            run=RunDir(Path("run")), loggers=[], console=Console(quiet=True), seed=0, resume=False)  # fmt: skip
+    except Captured as captured:
+        trainer, module = captured.args
+    clock, _, checkpoints, *_ = trainer.callbacks
+    made = module.configure_optimizers()
+    (factor, _) = made["lr_scheduler"]["scheduler"].lr_lambdas
+    rates = []
+    for clock.step in (0, 3, 50, 1000):
+        rates.append(factor(clock.step))
+    return (
+        trainer.max_steps, trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val,
+        trainer.val_check_interval, trainer.precision, type(trainer.accelerator), trainer.num_devices,
+        type(trainer.strategy), clock.total_steps, clock.limit_seconds, checkpoints.every, type(module.run),
+        [{k: v for k, v in group.items() if k != "params"} for group in made["optimizer"].param_groups], rates,
+    )  # fmt: skip
+
+
+def loggers(config: Config) -> object:
+    return [(type(logger), getattr(logger, "_wandb_init", None)) for logger in build.build_loggers(config, Path("run"))]
+
+
+def folder(config: Config) -> object:
+    """Where a run goes."""
+    assert cli._run(config, None) == 0
+    return [path.parent.name if "runs" in str(path) else str(path) for path in Path().rglob("config.yaml")]
+
+
+class Case(NamedTuple):
+    """`arguments` beside SMALL, then the option takes each of `values` in turn; all that is seen differs."""
+
+    see: Callable[[Config], object]
+    values: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    error: str | None = None  # the last value raises it
+
+
+def heads(*arguments: str) -> dict[str, Case]:
+    """The options that all mixers with heads share."""
+    local = (*arguments, "mixer.local_heads=1")
+    return {
+        "heads": Case(model, ("2", "4"), arguments),
+        "head_dim": Case(model, ("null", "4", "16"), arguments),
+        "value_dim": Case(model, ("null", "4", "5"), arguments),
+        "kv_heads": Case(model, ("null", "1"), arguments),
+        "gate": Case(model, ("false", "true"), arguments),
+        "qk_norm": Case(model, ("false", "true"), arguments),
+        "dropout": Case(model, ("0.1", "0.5", "null"), arguments),
+        "output_projection": Case(model, ("true", "false"), arguments),
+        "local_heads": Case(model, ("0", "1"), arguments),
+        "local_window": Case(model, ("2", "3"), local),
+    }
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "Config": {
+        "experiment": Case(folder, ("digits", "quickstart")),
+        "seed": Case(data, ("0", "1")),
+        "run_dir": Case(folder, ("a", "b")),
+        "data_dir": Case(data, ("here", "there"), ROWS),
+    },
+    "ListOpsConfig": {
+        "name": Case(data, ("listops_short", "listops"), ROWS),
+        "min_length": Case(data, ("20", "21"), ROWS),
+        "max_length": Case(data, ("100", "90"), ROWS),
+        "max_depth": Case(data, ("10", "4"), ROWS),
+        "max_args": Case(data, ("10", "4"), ROWS),
+        "train_rows": Case(data, ("30", "31"), ROWS),
+        "val_rows": Case(data, ("5", "6"), ROWS),
+        "test_rows": Case(data, ("5", "6"), ROWS),
+        "seed": Case(data, ("0", "1"), ROWS),
+        "path": Case(data, ("null", "nowhere"), ROWS, "path (nowhere) must hold basic_train.tsv"),
+    },
+    "DigitsConfig": {"name": Case(data, ("digits",)), "seed": Case(data, ("0", "1"))},
+    "NoneConfig": {"name": Case(model, ("none", "taylor"))},
+    "TaylorConfig": {
+        "name": Case(model, ("taylor", "softmax")),
+        **heads("mixer=taylor"),
+        "order": Case(model, ("0", "2", "4", "3"), (), "mixer.order (3) must be even"),
+        "impl": Case(model, ("direct", "linear")),
+    },
+    "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
+    "WindowConfig": {
+        "name": Case(model, ("window", "none")),
+        **heads("mixer=window"),
+        "window": Case(model, ("0", "1", "2"), ("mixer=window",)),
+    },
+    "EncoderConfig": {
+        "name": Case(model, ("encoder",)),
+        "dim": Case(model, ("16", "32")),
+        "depth": Case(model, ("1", "2")),
+        "causal": Case(model, ("false", "true")),
+        "positions": Case(model, ("none", "learned", "sinusoidal", "rotary")),
+        "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]")),
+        "short_conv": Case(model, ("0", "1", "4")),
+        "feed_forward": Case(model, ("gelu", "swiglu")),
+        "feed_forward_mult": Case(model, ("2", "4")),
+        "pool": Case(model, ("mean", "cls", "attention")),
+        "dropout": Case(model, ("0", "0.5")),
+        "gradient_checkpointing": Case(model, ("false", "true")),
+    },
+    "AdamWConfig": {
+        "name": Case(training, ("adamw",)),
+        "lr": Case(training, ("0.1", "0.2")),
+        "final_lr": Case(training, ("0", "0.5")),
+        "warmup_steps": Case(training, ("0", "5")),
+        "weight_decay": Case(training, ("0", "0.5")),
+        "beta1": Case(training, ("0.9", "0.8")),
+        "beta2": Case(training, ("0.9", "0.8")),
+        "clip_norm": Case(training, ("0", "1", "2")),
+    },
+    "TrainerConfig": {
+        "name": Case(training, ("default",)),
+        "max_steps": Case(training, ("null", "100", "200"), ("trainer.max_epochs=500",)),
+        "max_epochs": Case(training, ("null", "1", "2")),
+        "max_minutes": Case(training, ("null", "1", "2")),
+        "batch_tokens": Case(data, ("640", "641", "6400")[::2]),
+        "accumulate": Case(training, ("1", "2")),
+        "validate_every": Case(training, ("10", "20")),
+        "checkpoint_every": Case(training, ("10", "20")),
+        "precision": Case(training, ("fp32", "bf16")),
+        "accelerator": Case(training, ("cpu", "mps"), (), "can not run on your system"),
+        "devices": Case(training, ("1", "2")),
+        "compile": Case(training, ("false", "true")),
+        "workers": Case(data, ("0", "1")),
+    },
+    "CsvLoggerConfig": {"name": Case(loggers, ("csv", "tensorboard"))},
+    "WandbLoggerConfig": {
+        "name": Case(loggers, ("wandb", "csv")),
+        "project": Case(loggers, ("tsla", "other"), ("logger=wandb",)),
+        "mode": Case(loggers, ("offline", "online"), ("logger=wandb",), "logger.mode=online needs a key that works"),
+    },
+    "TensorboardLoggerConfig": {"name": Case(loggers, ("tensorboard", "csv"))},
+}  # fmt: skip
+
+CLASSES = {cls.__name__: (cls, f"{group}.") for group in GROUPS for cls in members(group).values()}
+LEAVES = [(name, leaf) for name, cases in CASES.items() for leaf in cases]
+
+
+def test_every_field_has_a_case():
+    found = {name: [f.name for f in fields(cls)] for name, (cls, _) in CLASSES.items()}
+    found["Config"] = [f.name for f in fields(Config) if f.name not in GROUPS]
+    assert {name: sorted(cases) for name, cases in CASES.items()} == {name: sorted(own) for name, own in found.items()}
+
+
+def test_a_name_without_an_alternative_is_the_only_one():
+    for name, cases in CASES.items():
+        for leaf, case in cases.items():
+            if len(case.values) == 1:
+                (f,) = (f for f in fields(CLASSES[name][0]) if f.name == leaf)
+                assert leaf == "name" and f.metadata["choices"] == case.values
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch.compile's own
+@pytest.mark.parametrize(("name", "leaf"), LEAVES)
+def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch):
+    def capture(trainer: L.Trainer, module: L.LightningModule, *_: Any, **__: Any) -> None:
+        raise Captured(trainer, module)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(L.Trainer, "fit", capture)
+    monkeypatch.setattr(cli, "_train_and_test", lambda *_, **__: None)
+    case = CASES[name][leaf]
+    key = (CLASSES[name][1] if name in CLASSES else "") + leaf
+    key = key.removesuffix(".name") if key.count(".") and leaf == "name" else key
+    seen = []
+    for at, value in enumerate(case.values):
+        (tmp_path / str(at)).mkdir()
+        monkeypatch.chdir(tmp_path / str(at))
+        arguments = (*SMALL, *case.arguments, f"{key}={value}")
+        if case.error is not None and value == case.values[-1]:
+            with pytest.raises(Exception if case.see is training else (ValueError, OSError)) as caught:
+                case.see(compose(arguments))
+            assert case.error in str(caught.value)
+        else:
+            seen.append(repr(case.see(compose(arguments))))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_seed_decides_over_weights_and_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert cli.main(["train", *SMALL, "trainer.max_steps=1", f"run_dir={run}", f"seed={seed}"]) == 0
+    first, again, other = ((tmp_path / run / "metrics.csv").read_text() for run in "abc")
+    assert first == again != other
