@@ -15,7 +15,7 @@ run() { # name of the run, then its options
     fi
 }
 
-for task in digits listops_short; do
+for task in digits quickstart; do
     for seed in 0 1 2; do
         run $task-taylor-$seed experiment=$task seed=$seed
         run $task-taylor-linear-$seed experiment=$task mixer.impl=linear seed=$seed

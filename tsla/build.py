@@ -186,6 +186,10 @@ def load_model(folder: str | Path) -> SequenceClassifier:
     spec = saved.get("task")
     if not isinstance(spec, dict) or set(spec) != set(TaskSpec._fields):
         problems.append(f"task must have {', '.join(TaskSpec._fields)}, got {spec!r}")
+    else:
+        for name, size in spec.items():
+            if name != "name" and not (isinstance(size, int) and size >= 1):
+                problems.append(f"task.{name} ({size!r}) must be a whole number of at least 1")
     if problems:
         raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
     made = build_model(model, mixer, TaskSpec(**spec))  # type: ignore[arg-type]

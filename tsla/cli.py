@@ -73,9 +73,10 @@ def entry() -> NoReturn:
 
 def _train(arguments: list[str]) -> int:
     from tsla.config import ConfigError, compose, read
+    from tsla.config.help import options_text
 
     if "--help" in arguments or "-h" in arguments:
-        _print_options()
+        print(options_text())
         return 0
     resumed = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     try:
@@ -199,46 +200,17 @@ def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resu
 
 
 def _print_config(config: "Config", run: "RunDir", console: "Console") -> None:
+    from rich.markup import escape
+
     from tsla.config import GROUPS
+    from tsla.config.help import spell
 
     console.print(f"[bold]tsla {__version__}[/]  experiment {config.experiment}  seed {config.seed}", highlight=False)
     for group in GROUPS:
         part = getattr(config, group)
-        values = " ".join(f"{f.name}={_shown(getattr(part, f.name))}" for f in fields(part) if f.name != "name")
-        console.print(f"[bold]{group:8}[/]{part.name}  [dim]{values}[/]", highlight=False)
+        values = " ".join(f"{f.name}={spell(getattr(part, f.name))}" for f in fields(part) if f.name != "name")
+        console.print(f"[bold]{group:8}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
     console.print(f"[bold]run     [/]{run.path}", highlight=False, soft_wrap=True)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return "\\[" + ",".join(map(str, value)) + "]"  # the backslash keeps rich from reading markup
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _print_options() -> None:
-    """All groups with their choices, and all options with their defaults."""
-    from dataclasses import MISSING
-
-    from tsla.config import GROUPS, Config, group_choices, members
-
-    print("tsla train [group=choice ...] [group.option=value ...] | resume=RUN_DIR\n")
-    for group in ("experiment", *GROUPS):
-        print(f"{group + '=':12}{' | '.join(group_choices(group))}")
-
-    def show(path: str, cls: type, skip: set[str]) -> None:
-        for f in fields(cls):
-            if f.metadata and f.name not in skip:
-                default = [] if f.default is MISSING else f.default
-                choices = f.metadata["choices"]
-                more = f" ({', '.join(choices)})" if choices else ""
-                print(f"  {path + f.name + '=' + _shown(default).replace(chr(92), ''):36} {f.metadata['help']}{more}")
-
-    print()
-    show("", Config, {"experiment"})
-    for group in GROUPS:
-        for cls in dict.fromkeys(members(group).values()):
-            print(f"\n{cls.__doc__}")
-            show(f"{group}.", cls, {"name"})
 
 
 # tsla eval, tsla info -------------------------------------------------------------------------------------------------

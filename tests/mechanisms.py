@@ -1,0 +1,110 @@
+"""Every mixer by name, built small, and what it computes: the same weights through plain torch and the fp64 oracle."""
+
+import oracle
+import torch
+from torch import Tensor
+
+from tsla.mixers import HeadMixer, HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+
+DIM, WINDOW = 16, 4
+OPTIONS = {
+    "plain": {},
+    "grouped": {"kv_heads": 2},
+    "one key head": {"kv_heads": 1},
+    "rotary": {"rotary": True},
+    "gate": {"gate": True},
+    "qk_norm": {"qk_norm": True},
+    "widths": {"head_dim": 6, "value_dim": 3},
+    "no projection": {"output_projection": False},
+    "all": {"kv_heads": 2, "rotary": True, "gate": True, "qk_norm": True, "head_dim": 8, "value_dim": 5},
+}
+HEADS = {
+    "taylor": TaylorAttention,
+    "taylor, direct": lambda dim, **x: TaylorAttention(dim, impl="direct", **x),
+    "taylor, linear": lambda dim, **x: TaylorAttention(dim, impl="linear", **x),
+    "taylor, order 4": lambda dim, **x: TaylorAttention(dim, **{"order": 4, "head_dim": 4} | x),
+    "softmax": SoftmaxAttention,
+    "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
+    "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
+}
+NAMES = ("none", "split", *HEADS)
+FULLY = ("taylor", "softmax", "window", "split")  # with every option; the others with none and with all
+WITH_OPTIONS = [("none", "plain")] + [
+    (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
+]
+
+
+def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.dtype = torch.float64, **more) -> Mixer:
+    """A mixer of 4 heads in evaluation mode; norms and gates are moved off their neutral start."""
+    options = {"heads": 4, "causal": causal, **OPTIONS[kind], **more}
+    if name == "none":
+        mixer: Mixer = NoMixer(DIM, causal=causal)
+    elif name == "split":
+        joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
+        parts = [cls(DIM, **options, output_projection=False) for cls in (HEADS["taylor"], HEADS["window"])]
+        mixer = HeadSplit(*parts, **joined)
+    else:
+        mixer = HEADS[name](DIM, **options)
+    for parameter in mixer.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=1.0)
+    return mixer.to(dtype).eval()
+
+
+def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """The output of a mixer."""
+    if isinstance(mixer, NoMixer):
+        return torch.zeros_like(x)
+    if isinstance(mixer, HeadSplit):
+        out = torch.cat([expected(part, x, context, mask) for part in (mixer.far, mixer.near)], dim=-1)
+        return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
+    assert isinstance(mixer, HeadMixer)
+    keys = x if context is None else context
+    q, k, v = (
+        (y @ layer.weight.T).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for y, layer, heads in (
+            (x, mixer.to_q, mixer.heads), (keys, mixer.to_k, mixer.kv_heads), (keys, mixer.to_v, mixer.kv_heads),
+        )
+    )  # fmt: skip
+    if hasattr(mixer.q_norm, "weight"):
+        q, k = (
+            y / (y.square().mean(-1, keepdim=True) + 2.3e-16).sqrt() * norm.weight
+            for y, norm in ((q, mixer.q_norm), (k, mixer.k_norm))
+        )
+    if mixer.rotary:
+        q, k = (turn(y, mask) for y in (q, k))
+    out = heads_of(mixer, q, k, v, mask)
+    if mixer.to_gate is not None:
+        out = out / (1 + (-(x @ mixer.to_gate.weight.T + mixer.to_gate.bias)).exp()).transpose(1, 2)[..., None]
+    out = out.transpose(1, 2).flatten(2)
+    return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
+
+
+def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    options = {"causal": mixer.causal, "key_mask": mask}
+    if isinstance(mixer, TaylorAttention):
+        return oracle.dense(q, k, v, order=mixer.order, **options)[0]
+    if isinstance(mixer, WindowAttention):
+        return oracle.dense_window(q, k, v, window=mixer.window, **options)
+    if q.shape[2] == k.shape[2]:
+        return oracle.dense_window(q, k, v, window=k.shape[2], **options)
+    k, v = (y.repeat_interleave(q.shape[1] // y.shape[1], dim=1) for y in (k, v))
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp()
+    weights = weights if mask is None else weights * mask[:, None, None]
+    return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def turn(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Rotary positions as products of complex numbers. Real tokens count up from 0; others stand on the one before."""
+    b, _, n, d = x.shape
+    real = torch.ones(b, n, dtype=torch.bool) if mask is None else mask
+    place = torch.tensor([[max(sum(row[: i + 1]) - 1, 0) for i in range(n)] for row in real.tolist()])
+    angle = place[:, None, :, None] * 10_000 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def padding(*lengths: int, total: int, left: bool = False) -> Tensor:
+    """Masks of rows with so many real tokens at one end."""
+    place = torch.arange(total)
+    return torch.stack([place >= total - n if left else place < n for n in lengths])

@@ -1,0 +1,227 @@
+"""Mixing: every mechanism with every option against the oracle, and what must hold of all of them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import agree, flat
+from mechanisms import DIM, HEADS, NAMES, OPTIONS, WITH_OPTIONS, build, expected, padding
+from torch.testing import assert_close
+
+from tsla.mixers import HeadMixer, Mixed
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+EVERYTHING = pytest.mark.parametrize(("name", "kind"), WITH_OPTIONS)
+EVERYONE = pytest.mark.parametrize("name", NAMES)
+CROSS = [name for name in NAMES if name != "split" and not name.startswith("window")]
+
+
+def tokens(b=2, n=11, dtype=torch.float64):
+    return torch.randn(b, n, DIM, dtype=dtype)
+
+
+@EVERYTHING
+@CAUSAL
+def test_equals_the_formula(name, kind, causal):
+    mixer, x = build(name, kind, causal=causal), tokens(3)
+    holes = torch.rand(3, 11) < 0.6
+    holes[0] = False
+    for mask in (None, padding(11, 7, 1, total=11), padding(11, 7, 1, total=11, left=True), holes):
+        assert_close(mixer(x, mask=mask), expected(mixer, x, mask=mask), **EXACT)
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in WITH_OPTIONS if case[0] in ("taylor", "window", "split")])
+@CAUSAL
+def test_gradients_equal_those_of_the_formula(name, kind, causal):
+    mixer, mask = build(name, kind, causal=causal), padding(11, 7, total=11)
+    agree(lambda x: mixer(x, mask=mask), lambda x: expected(mixer, x, mask=mask), {"x": tokens()}, 1e-8)
+
+
+@EVERYTHING
+@CAUSAL
+def test_shape(name, kind, causal):
+    mixer = build(name, kind, causal=causal)
+    width = DIM if kind != "no projection" else {"split": 2 * DIM}.get(name, 4 * getattr(mixer, "value_dim", 0))
+    assert mixer.width == (2 if name == "split" else 1) * (20 if kind == "all" else 12 if kind == "widths" else DIM)
+    for b, n in ((2, 11), (2, 1), (1, 300), (2, 0), (0, 3)):
+        mixed = mixer.mix(tokens(b, n))
+        assert isinstance(mixed, Mixed) and mixed.side is None and mixed.aux is None
+        assert mixed.output.shape == (b, n, width)
+        assert torch.equal(mixer(tokens(b, n) * 0), mixer.mix(tokens(b, n) * 0).output)
+
+
+@EVERYTHING
+@CAUSAL
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_padding_is_truncation(name, kind, causal, left):
+    mixer, x, lengths = build(name, kind, causal=causal), tokens(3), (11, 7, 1)
+    out = mixer(x, mask=padding(*lengths, total=11, left=left))
+    for row, n in enumerate(lengths):
+        real = slice(11 - n, 11) if left else slice(0, n)
+        assert_close(out[row : row + 1, real], mixer(x[row : row + 1, real]), **EXACT)
+
+
+@EVERYTHING
+def test_what_padding_holds_does_not_matter(name, kind):
+    for causal in (False, True):
+        mixer, x, mask = build(name, kind, causal=causal), tokens(), padding(11, 7, total=11)
+        clean = mixer(x, mask=mask)
+        x[~mask] = torch.nan
+        assert torch.equal(mixer(x, mask=mask)[mask], clean[mask])
+
+
+@EVERYTHING
+@pytest.mark.parametrize("place", [0, 5, 10])
+def test_later_tokens_do_not_reach_earlier_outputs(name, kind, place):
+    mixer, x, mask = build(name, kind, causal=True, dtype=torch.float32), tokens(dtype=torch.float32), None
+    for mask in (None, padding(11, 9, total=11), padding(11, 9, total=11, left=True)):
+        before, changed = mixer(x, mask=mask), x.clone()
+        changed[:, place:] = torch.randn(2, 11 - place, DIM) * 9
+        after = mixer(changed, mask=mask)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert name == "none" or not torch.equal(after[:, place:], before[:, place:])
+
+
+@EVERYONE
+def test_tokens_meet_in_both_directions(name):
+    """A bidirectional mixer sees what is ahead; the control row sees nothing."""
+    mixer, x = build(name), tokens()
+    before = mixer(x)
+    x[:, 3] += 5
+    seen = (mixer(x) != before).any(-1).any(0)
+    reach = {"none": 0, "window 0": 1, "window": 8}.get(name, 11)
+    assert seen.sum() == reach and (reach < 2 or seen[0])
+
+
+@EVERYTHING
+@CAUSAL
+def test_rows_of_a_batch_do_not_meet(name, kind, causal):
+    mixer, x, mask = build(name, kind, causal=causal), tokens(3), padding(11, 7, 9, total=11)
+    out = mixer(x, mask=mask)
+    x[0], x[2] = 50, torch.randn(11, DIM)
+    assert torch.equal(mixer(x, mask=mask)[1], out[1])
+    assert_close(mixer(x[1:2], mask=mask[1:2]), out[1:2], **EXACT)
+
+
+@EVERYTHING
+@CAUSAL
+def test_every_parameter_learns(name, kind, causal):
+    mixer, x = build(name, kind, causal=causal).train(), tokens().requires_grad_()
+    weights = torch.randn(2, 11, mixer.mix(x).output.shape[-1])
+    loss = (mixer(x) * weights).sum()
+    if name == "none":
+        assert not loss.requires_grad and list(mixer.parameters()) == []
+        return
+    loss.backward()
+    alone = ("to_q", "to_k", "q_norm", "k_norm") if name == "window 0" else ()  # one key: its weight is always 1
+    for path, parameter in mixer.named_parameters():
+        assert parameter.grad.isfinite().all(), path
+        assert path.startswith(alone) or (parameter.grad != 0).any(dim=-1).all(), path
+    assert (x.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", CROSS)
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind not in ("rotary", "all")])
+@pytest.mark.parametrize("m", [5, 11, 20])
+def test_cross_attention(name, kind, m):
+    if name == "none" and kind != "plain":
+        kind = "plain"
+    mixer, x, context = build(name, kind), tokens(), tokens(2, m)
+    for mask in (None, padding(m, m - 2, total=m), padding(m, 0, total=m)):
+        out = mixer(x, context, mask=mask)
+        assert_close(out, expected(mixer, x, context, mask), **EXACT)
+        assert mask is None or mask.any(-1).all() or (out[1] == 0).all()
+    assert (mixer(x, tokens(2, 0)) == 0).all()
+
+
+@EVERYTHING
+def test_dropout_only_in_training(name, kind):
+    if name == "none":
+        assert "dropout" not in build("none").__dict__
+        return
+    mixer, x = build(name, kind, dropout=0.5), tokens(2, 50)
+    assert torch.equal(mixer(x), mixer(x)) and (mixer(x) != 0).all()
+    mixer.train()
+    out, again = mixer(x), mixer(x)
+    assert not torch.equal(out, again)
+    dropped = (out == 0).double().mean().item()
+    assert 0.4 < dropped < 0.6
+    kept = out != 0
+    assert_close(out[kept], 2 * mixer.eval()(x)[kept], **EXACT)
+
+
+@EVERYTHING
+@CAUSAL
+def test_no_grad_gives_the_same(name, kind, causal):
+    mixer, x = build(name, kind, causal=causal), tokens()
+    with torch.no_grad():
+        out = mixer(x)
+    assert not out.requires_grad and torch.equal(out, mixer(x))
+    with torch.inference_mode():
+        assert torch.equal(mixer(x.clone()), out)
+
+
+@EVERYTHING
+@CAUSAL
+def test_autocast(name, kind, causal):
+    """Finite, in the type of autocast where a product comes last, close to float32, and no warning."""
+    mixer, x = build(name, kind, causal=causal, dtype=torch.float32).train(), tokens(2, 60, torch.float32)
+    mask = padding(60, 40, total=60)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mixer(x, mask=mask)
+    assert out.dtype == (torch.float32 if name == "none" else torch.bfloat16)
+    reference = mixer(x, mask=mask)
+    assert (out - reference).norm() <= 0.03 * reference.norm()
+    if name != "none":
+        out.float().square().sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
+
+
+@EVERYTHING
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_types(name, kind, dtype):
+    for causal in (False, True):
+        mixer, x = build(name, kind, causal=causal), tokens(2, 60)
+        exact, low = mixer(x), mixer.to(dtype)(x.to(dtype))
+        assert low.dtype == dtype
+        assert (low - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
+
+
+@EVERYTHING
+def test_copy_pickle_and_weights(name, kind):
+    mixer, x = build(name, kind, causal=True), tokens()
+    other = build(name, kind, causal=True)
+    other.load_state_dict(mixer.state_dict())
+    for twin in (copy.deepcopy(mixer), pickle.loads(pickle.dumps(mixer)), other):
+        assert twin.supports == mixer.supports
+        assert torch.equal(twin(x), mixer(x))
+
+
+@EVERYTHING
+@CAUSAL
+def test_input_is_left_alone(name, kind, causal):
+    mixer, x, mask = build(name, kind, causal=causal), tokens(), padding(11, 7, total=11)
+    before = x.clone(), mask.clone()
+    mixer(x.requires_grad_(), mask=mask).sum()
+    assert torch.equal(x, before[0]) and torch.equal(mask, before[1]) and x._version == mask._version == 0
+
+
+@EVERYTHING
+def test_meta_device(name, kind):
+    mixer = build(name, kind, causal=True).to("meta")
+    out = mixer(tokens().to("meta"), mask=padding(11, 7, total=11).to("meta"))
+    assert out.shape == build(name, kind, causal=True)(tokens()).shape
+    assert all(part.device.type == "meta" for part in flat(out))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_defaults(name):
+    mixer = HEADS[name](32)
+    assert isinstance(mixer, HeadMixer)
+    assert (mixer.heads, mixer.kv_heads, mixer.causal, mixer.rotary) == (8, 8, False, False)
+    assert mixer.value_dim == 4
+    assert mixer.head_dim == (4 if name == "taylor, order 4" else 16 if name.startswith("taylor") else 4)
+    assert all(layer.bias is None for layer in (mixer.to_q, mixer.to_k, mixer.to_v, mixer.to_out))
+    assert mixer.to_gate is None and mixer.dropout.p == 0

@@ -1,0 +1,49 @@
+"""torch.compile gives what eager gives: in one graph for the direct form and windows, with breaks for the linear form."""
+
+import pytest
+import torch
+from cases import agree, qkv, some_decay, some_mask
+
+from tsla.ops import taylor_attention, window_attention
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def inputs(decayed):
+    return qkv(n=20, dtype=torch.float32) | ({"log_decay": some_decay(4, dtype=torch.float32)} if decayed else {})
+
+
+def same_when_compiled(run, x, **options):
+    agree(torch.compile(run, **options), run, x, 1e-5)
+
+
+@CAUSAL
+@pytest.mark.parametrize("decayed", [False, True])
+def test_direct_form_is_one_graph(decayed, causal):
+    mask = some_mask(2, 20)
+    options = {"causal": causal, "key_mask": mask, "impl": "direct", "return_state": False}
+    same_when_compiled(lambda **x: taylor_attention(**x, **options).output, inputs(decayed), fullgraph=True)
+
+
+@CAUSAL
+def test_window_is_one_graph(causal):
+    mask = some_mask(2, 20)
+    same_when_compiled(
+        lambda **x: window_attention(**x, window=3, causal=causal, key_mask=mask), inputs(False), fullgraph=True
+    )
+
+
+@CAUSAL
+@pytest.mark.parametrize("decayed", [False, True])
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_linear_form_falls_back_where_it_must(decayed, causal):
+    options = {"causal": causal, "impl": "linear", "chunk_size": 8}
+    same_when_compiled(lambda **x: taylor_attention(**x, **options), inputs(decayed))

@@ -1,0 +1,46 @@
+"""Every option, its default and what it means, as text for a terminal."""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from tsla.config.compose import group_choices, members
+from tsla.config.schema import GROUPS, Config, HeadsConfig
+
+
+def spell(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def options_text() -> str:
+    """All groups with their choices, then all options; those that all mixers with heads share stand once."""
+    lines = ["tsla train [group=choice ...] [group.option=value ...] | resume=RUN_DIR", ""]
+    lines += [f"{group + '=':12}{' | '.join(group_choices(group))}" for group in ("experiment", *GROUPS)]
+    lines += ["", "Of every run.", *_options("", Config, {})]
+    for group in GROUPS:
+        classes = dict.fromkeys(members(group).values())
+        shared: dict[str, Any] = {}
+        if any(issubclass(cls, HeadsConfig) for cls in classes):
+            lines += ["", str(HeadsConfig.__doc__), *_options(f"{group}.", HeadsConfig, {})]
+            shared = _defaults(HeadsConfig)
+        for cls in classes:
+            names = ", ".join(f"{group}={name}" for name, member in members(group).items() if member is cls)
+            told = shared if issubclass(cls, HeadsConfig) else {}
+            lines += ["", f"{names}: {cls.__doc__}", *_options(f"{group}.", cls, told)]
+    return "\n".join(lines)
+
+
+def _options(path: str, cls: type, told: dict[str, Any]) -> Iterator[str]:
+    """A line for each option of a dataclass, but for those told before with the same default."""
+    defaults = _defaults(cls)
+    for f in fields(cls):
+        if f.metadata and f.name not in ("name", "experiment") and told.get(f.name, MISSING) != defaults[f.name]:
+            choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+            yield f"  {path + f.name + '=' + spell(defaults[f.name]):36} {f.metadata['help']}{choices}"
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    return {f.name: [] if f.default is MISSING else f.default for f in fields(cls)}
