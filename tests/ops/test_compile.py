@@ -1,4 +1,4 @@
-"""torch.compile gives what eager gives: in one graph for the direct form and windows, with breaks for the linear form."""
+"""torch.compile gives what eager gives: in one graph for the direct form and windows, with breaks in the linear form."""
 
 import pytest
 import torch
@@ -6,7 +6,11 @@ from cases import agree, qkv, some_decay, some_mask
 
 from tsla.ops import taylor_attention, window_attention
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler, about itself
+]
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
 
