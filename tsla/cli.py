@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from tsla import __version__
 
@@ -61,11 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tsla: interrupted", file=sys.stderr)
         return 130
-
-
-def entry() -> NoReturn:
-    """The console script."""
-    sys.exit(main())
 
 
 # tsla train -----------------------------------------------------------------------------------------------------------
@@ -136,66 +131,45 @@ def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resu
     import os
 
     import lightning as L
-    import torch
 
     from tsla import build
     from tsla.evaluation.curves import draw_curves
     from tsla.evaluation.evaluate import evaluate
-    from tsla.evaluation.summary import accuracy_table, cost_line
+    from tsla.evaluation.result import accuracy_table, cost_line, make_result
     from tsla.models import account
+    from tsla.training.checkpoints import load_weights
     from tsla.training.fit import fit
-    from tsla.training.run_dir import peak_memory_bytes, provenance, write_json
+    from tsla.training.run_dir import provenance, write_json
 
     L.seed_everything(config.seed, verbose=False)
-    task = build.build_task(config)
-    with console.status(f"preparing {task.spec.name}"):
-        references = task.references()
+    with console.status(f"preparing {config.task.name}"):
+        task = build.build_task(config)
+        spec, references = task.spec, task.references()
         loaders = build.build_loaders(config, task, ("train", "val"), int(os.environ.get("LOCAL_RANK", "0")))
-    model = build.build_model(config.model, config.mixer, task.spec)
-    costs = account(model, task.spec.max_length)
+    model = build.build_model(config.model, config.mixer, spec)
+    costs = account(model, spec.max_length)
     lines = "  ".join(f"{name} {value:.3f}" for name, value in references.items())
     console.print(f"{costs.parameters:,} parameters; to beat: {lines}", highlight=False)
     fitted = fit(
-        model, *loaders, num_classes=task.spec.num_classes, optim=build.build_optim(config),
+        model, *loaders, num_classes=spec.num_classes, optim=build.build_optim(config),
         settings=build.build_fit(config), run=run, loggers=build.build_loggers(config, run.path), console=console,
         seed=config.seed, resume=resume,
     )  # fmt: skip
     if not fitted.is_main:
         return
-    build.save(model, config, task.spec, run.model)
-    best = torch.load(run.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in best["state_dict"].items() if k.startswith("model.")}
-    )
+    build.save(model, config, spec, run.model)
+    load_weights(model, run.checkpoints / "best.ckpt")
     (test,) = build.build_loaders(config, task, ("test",), 0)
-    tested = evaluate(model, test, fitted.device)
-    name = build.mixer_name(config)
-    result: dict[str, Any] = {
-        "task": task.spec.name,
-        "mixer": name,
-        "experiment": config.experiment,
-        "seed": config.seed,
-        "params": costs.parameters,
-        "metrics": {
-            "test/accuracy": tested["accuracy"],
-            "test/loss": tested["loss"],
-            "val/accuracy": fitted.best_val_accuracy,
-        },
-        "references": references,
-        "best_step": fitted.best_step,
-        "steps": fitted.steps,
-        "seconds": fitted.seconds,
-        "train_tokens_per_second": fitted.tokens_per_second,
-        "flops_per_token": costs.flops_per_token,
-        "state_bytes": costs.state_bytes,
-        "peak_memory_bytes": peak_memory_bytes(),
-        **provenance(),
-    }
-    draw_curves(run.metrics, run.curves, references, f"{task.spec.name}, {name}, seed {config.seed}")
+    tested = evaluate(model, test, fitted.device)  # the one time a run looks at the test split
+    what = {"task": spec.name, "mixer": build.mixer_name(config), "experiment": config.experiment, "seed": config.seed}
+    result = make_result(what, costs, fitted, tested, references, provenance())
+    title = f"{spec.name}, {what['mixer']}, seed {config.seed}"
+    draw_curves(run.metrics, run.curves, references, title)
     write_json(run.result, result)
     console.print()
-    console.print(accuracy_table(f"{task.spec.name}, seed {config.seed}", name, tested["accuracy"], references))
-    console.print(cost_line(result), highlight=False)
+    console.print(f"[bold]{title}[/]", highlight=False)
+    console.print(accuracy_table(str(what["mixer"]), tested["accuracy"], references))
+    console.print(cost_line(result), highlight=False, soft_wrap=True)
     console.print(f"run {run.path}   learning curve {run.curves}", highlight=False, soft_wrap=True)
 
 
@@ -251,19 +225,20 @@ def _evaluate(config: "Config", checkpoint: Path, split: str) -> int:
 
     from tsla import build
     from tsla.evaluation.evaluate import evaluate
-    from tsla.evaluation.summary import accuracy_table
+    from tsla.evaluation.result import accuracy_table
+    from tsla.training.checkpoints import load_weights
 
     console = Console()
     task = build.build_task(config)
     model = build.build_model(config.model, config.mixer, task.spec)
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
+    load_weights(model, checkpoint)
     (loader,) = build.build_loaders(config, task, (split,), 0)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     scores = evaluate(model, loader, device)
     title = f"{task.spec.name}, {split} split, {checkpoint.name}, loss {scores['loss']:.4f}"
     references = task.references() if split == "test" else {}
-    console.print(accuracy_table(title, build.mixer_name(config), scores["accuracy"], references))
+    console.print(f"[bold]{title}[/]", highlight=False)
+    console.print(accuracy_table(build.mixer_name(config), scores["accuracy"], references))
     return 0
 
 
@@ -287,4 +262,4 @@ def _info(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry()
+    sys.exit(main())

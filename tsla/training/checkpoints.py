@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
 
 MONITOR = "val/accuracy"
 
@@ -33,6 +34,12 @@ class CrashSafeIO(TorchCheckpointIO):
         folder = os.open(target.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Fill `model` with the weights of a checkpoint of its training; only tensors and plain data are read from it."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
 
 
 class Checkpoints(L.Callback):

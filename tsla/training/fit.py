@@ -68,7 +68,7 @@ def fit(
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
     """
-    clock = Clock(settings.limits, max(1, len(train) // settings.accumulate))
+    clock = Clock(settings.limits, -(-len(train) // settings.accumulate))
     recorder = Recorder(run.metrics)
     checkpoints = Checkpoints(run.checkpoints, settings.checkpoint_every)
     module = ClassifierModule(

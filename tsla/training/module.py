@@ -63,6 +63,13 @@ class ClassifierModule(L.LightningModule):
         self.val_loss.reset()
         self.val_accuracy.reset()
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the norm; Lightning's own way refuses a fused optimiser under bf16, though nothing is scaled there."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW, and a schedule that is asked after every step."""
         optimizer = make_optimizer(self.model, self.optim)

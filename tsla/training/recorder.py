@@ -89,6 +89,10 @@ class Recorder(L.Callback):
         if step % LOG_EVERY == 0 and step > self.written_step:
             self._training_row(trainer, pl_module, step)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self.written_step:  # steps since the last full row
+            self._training_row(trainer, pl_module, trainer.global_step)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.since_seconds += time.perf_counter() - self.mark
 

@@ -1,0 +1,71 @@
+"""Whole runs on tiny data, in this process, through the command line's own entry."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tsla import cli
+from tsla.training.module import ClassifierModule
+
+TINY = ("model.dim=16", "model.depth=1", "trainer.accelerator=cpu", "optim.warmup_steps=2")
+HEADS = ("mixer.heads=2", "mixer.head_dim=8")
+LISTOPS = ("experiment=listops_short", "task.train_rows=200", "task.val_rows=40", "task.test_rows=40",
+           "trainer.batch_tokens=1000", *TINY)  # fmt: skip
+DIGITS = ("experiment=digits", "trainer.batch_tokens=6400", *TINY)
+
+
+def train(*arguments: str) -> int:
+    """`tsla train`, and its exit status."""
+    return cli.main(["train", *arguments])
+
+
+def result(run: Path | str) -> dict[str, Any]:
+    return json.loads((Path(run) / "result.json").read_text())
+
+
+def metrics(run: Path | str) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without their empty cells and without what depends on the time."""
+    with (Path(run) / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if value and not name.startswith("perf/")} for row in rows]
+
+
+def weights(run: Path | str) -> dict[str, Tensor]:
+    return load_file(Path(run) / "model" / "model.safetensors")
+
+
+def checkpoint(run: Path | str, name: str = "last") -> dict[str, Any]:
+    return torch.load(Path(run) / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
+
+
+def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def signal_at_batch(patch: pytest.MonkeyPatch, batch: int, signum: int = signal.SIGINT) -> None:
+    """Send this process a signal while it trains on its `batch`-th batch, counted from 1."""
+    step, seen = ClassifierModule.training_step, 0
+
+    def training_step(module: ClassifierModule, *arguments: Any) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == batch:
+            os.kill(os.getpid(), signum)
+        return step(module, *arguments)
+
+    patch.setattr(ClassifierModule, "training_step", training_step)
+
+
+def stopped_at_batch(batch: int, *arguments: str, signum: int = signal.SIGINT) -> int:
+    """Exit status of a training, or of a resumed one, to which a signal comes at a batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at_batch(patch, batch, signum)
+        return train(*arguments)
