@@ -118,12 +118,18 @@ def test_the_model_fits_the_task():
 
 def test_loaders_shuffle_training_only():
     config = compose([*BASE, "seed=7", "trainer.batch_tokens=640", "trainer.devices=2", "trainer.workers=1"])
-    train, val, test = build.build_loaders(config, Digits(), ("train", "val", "test"), 1)
+    train, val, test = build.build_loaders(config, Digits(), ("train", "val", "test"), rank=1, world=2)
     assert train.batches.seed == 7 and val.batches.seed is None is test.batches.seed
     assert (train.num_workers, val.num_workers) == (1, 0)
     assert [loader.batches.rank for loader in (train, val, test)] == [1, 1, 1]
     assert len(train) == 126 // 2 and len(val) == 18 // 2
     assert sum(len(rows) for rows in val.batches) == 90
+    (alone,) = build.build_loaders(config, Digits(), ("test",))  # however many processes have trained
+    assert sum(len(rows) for rows in alone.batches) == 360
+    with pytest.raises(
+        ValueError, match=r"the val split makes 18 batches of trainer.batch_tokens \(640\), too few for"
+    ):
+        build.build_loaders(config, Digits(), ("train", "val"), rank=1, world=19)
 
 
 def test_settings_are_those_of_the_config():
@@ -135,7 +141,9 @@ def test_settings_are_those_of_the_config():
          "trainer.accelerator=cpu", "trainer.devices=2", "trainer.compile=true"]
     )  # fmt: skip
     assert tuple(build.build_optim(config)) == (0.5, 0.1, 7, 0.2, 0.6, 0.7, 0.3)
-    assert tuple(build.build_fit(config)) == (Limits(5, 6, 7.0), 2, 3, 4, "bf16", "cpu", 2, True)
+    assert tuple(build.build_fit(config)) == (Limits(5, 6, 7.0), 2, 3, 4, "bf16", "cpu", 2, True, False)
+    assert build.build_fit(compose([*BASE, "mixer=none"])).idle_parameters
+    assert build.build_fit(compose([*BASE, "model.layers=[taylor,none]"])).idle_parameters
 
 
 ARCHITECTURES = {

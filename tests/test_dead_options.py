@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
+import runs
 import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +43,7 @@ def model(config: Config) -> object:
 def data(config: Config) -> object:
     """The first epoch, how it is loaded, and the folders that were made for it."""
     task = build.build_task(config)
-    loaders = build.build_loaders(config, task, ("train", "val", "test"), 0)
+    loaders = build.build_loaders(config, task, ("train", "val", "test"))
     listed = [
         [batch.tokens.tolist() for batch in map(loader.dataset.__getitems__, loader.batches)] for loader in loaders
     ]
@@ -53,7 +54,7 @@ def data(config: Config) -> object:
 def training(config: Config) -> object:
     """What Lightning, the optimiser, the schedule and the callbacks are told."""
     task = build.build_task(config)
-    loaders = build.build_loaders(config, task, ("train", "val"), 0)
+    loaders = build.build_loaders(config, task, ("train", "val"))
     made = build.build_model(config.model, config.mixer, task.spec)
     try:
         fit(made, *loaders, num_classes=10, optim=build.build_optim(config), settings=build.build_fit(config),
@@ -177,7 +178,7 @@ CASES: dict[str, dict[str, Case]] = {
         "validate_every": Case(training, ("10", "20")),
         "checkpoint_every": Case(training, ("10", "20")),
         "precision": Case(training, ("fp32", "bf16")),
-        "accelerator": Case(training, ("cpu", "mps"), (), "can not run on your system"),
+        "accelerator": Case(training, ("cpu", "mps"), (), "trainer.accelerator=mps: "),
         "devices": Case(training, ("1", "2")),
         "compile": Case(training, ("false", "true")),
         "workers": Case(data, ("0", "1")),
@@ -227,7 +228,7 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
         monkeypatch.chdir(tmp_path / str(at))
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
-            with pytest.raises(Exception if case.see is training else (ValueError, OSError)) as caught:
+            with pytest.raises((ValueError, OSError)) as caught:
                 case.see(compose(arguments))
             assert case.error in str(caught.value)
         else:
@@ -239,5 +240,5 @@ def test_the_seed_decides_over_weights_and_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert cli.main(["train", *SMALL, "trainer.max_steps=1", f"run_dir={run}", f"seed={seed}"]) == 0
-    first, again, other = ((tmp_path / run / "metrics.csv").read_text() for run in "abc")
-    assert first == again != other
+    assert runs.metrics("a") == runs.metrics("b") != runs.metrics("c")
+    assert runs.same_weights(runs.weights("a"), runs.weights("b"))

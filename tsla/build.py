@@ -123,8 +123,16 @@ def mixer_name(config: Config) -> str:
     return "+".join(config.model.layers) or config.mixer.name
 
 
-def build_loaders(config: Config, task: Task, splits: tuple[str, ...], rank: int) -> list[Loader]:
-    """Batches of the named splits: `train` in an order of (seed, epoch), the others by length, each row once."""
+def build_loaders(
+    config: Config, task: Task, splits: tuple[str, ...], *, rank: int = 0, world: int = 1
+) -> list[Loader]:  # fmt: skip
+    """Batches of the named splits: `train` in an order of (seed, epoch), the others by length, each row once.
+
+    Of several processes, `world`, that train together, each takes the share of its `rank`.
+
+    Raises:
+        ValueError: if a process would get no batch.
+    """
     pinned = config.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     loaders = []
     for split in splits:
@@ -132,8 +140,13 @@ def build_loaders(config: Config, task: Task, splits: tuple[str, ...], rank: int
         training = split == "train"
         batches = LengthBatches(
             rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
-            world=config.trainer.devices, drop_uneven=training,
+            world=world, drop_uneven=training,
         )  # fmt: skip
+        if (count := len(batches.cuts) - 1) < world:
+            raise ValueError(
+                f"the {split} split makes {count} batches of trainer.batch_tokens ({config.trainer.batch_tokens}), "
+                f"too few for trainer.devices ({world})"
+            )
         loaders.append(Loader(rows, batches, workers=config.trainer.workers if training else 0, pin_memory=pinned))
     return loaders
 
@@ -150,6 +163,7 @@ def build_fit(config: Config) -> FitSettings:
         limits=Limits(t.max_steps, t.max_epochs, t.max_minutes), accumulate=t.accumulate,
         validate_every=t.validate_every, checkpoint_every=t.checkpoint_every, precision=t.precision,
         accelerator=t.accelerator, devices=t.devices, compile=t.compile,
+        idle_parameters="none" in (config.mixer.name, *config.model.layers),  # what leads to such a mixer leads nowhere
     )  # fmt: skip
 
 

@@ -145,7 +145,8 @@ def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resu
     with console.status(f"preparing {config.task.name}"):
         task = build.build_task(config)
         spec, references = task.spec, task.references()
-        loaders = build.build_loaders(config, task, ("train", "val"), int(os.environ.get("LOCAL_RANK", "0")))
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        loaders = build.build_loaders(config, task, ("train", "val"), rank=rank, world=config.trainer.devices)
     model = build.build_model(config.model, config.mixer, spec)
     costs = account(model, spec.max_length)
     lines = "  ".join(f"{name} {value:.3f}" for name, value in references.items())
@@ -159,7 +160,7 @@ def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resu
         return
     build.save(model, config, spec, run.model)
     load_weights(model, run.checkpoints / "best.ckpt")
-    (test,) = build.build_loaders(config, task, ("test",), 0)
+    (test,) = build.build_loaders(config, task, ("test",))
     tested = evaluate(model, test, fitted.device)  # the one time a run looks at the test split
     what = {"task": spec.name, "mixer": build.mixer_name(config), "experiment": config.experiment, "seed": config.seed}
     result = make_result(what, costs, fitted, tested, references, provenance())
@@ -232,7 +233,7 @@ def _evaluate(config: "Config", checkpoint: Path, split: str) -> int:
     task = build.build_task(config)
     model = build.build_model(config.model, config.mixer, task.spec)
     load_weights(model, checkpoint)
-    (loader,) = build.build_loaders(config, task, (split,), 0)
+    (loader,) = build.build_loaders(config, task, (split,))
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     scores = evaluate(model, loader, device)
     title = f"{task.spec.name}, {split} split, {checkpoint.name}, loss {scores['loss']:.4f}"

@@ -36,9 +36,12 @@ def taylor_feature_map(x: Tensor, *, order: int = 2, packed: bool = True) -> Ten
         ValueError: if `order` is odd or negative.
     """
     check_order(order)
-    by_degree = _monomials(x, order) if packed else _tensor_powers(x, order)
-    features = torch.cat(by_degree, dim=-1)
-    return features if order < 2 else features * _coefficients(x.shape[-1], order, packed, x.device, x.dtype)
+    columns = _columns(x)
+    by_degree = _monomials(columns, order) if packed else _tensor_powers(columns, order)
+    features = torch.cat(by_degree, dim=-2)
+    if order >= 2:
+        features = features * _coefficients(x.shape[-1], order, packed, x)
+    return _rows(features, x)
 
 
 def taylor_feature_vjp(x: Tensor, grad: Tensor, *, order: int = 2) -> Tensor:
@@ -49,20 +52,21 @@ def taylor_feature_vjp(x: Tensor, grad: Tensor, *, order: int = 2) -> Tensor:
     d = x.shape[-1]
     if order == 0:
         return torch.zeros_like(x)
-    grads = list((grad * _coefficients(d, order, True, x.device, x.dtype)).split(_degree_sizes(d, order), dim=-1))
-    below = _monomials(x, order - 1)
-    out = torch.zeros_like(x)
+    columns = _columns(x)
+    grads = list((_columns(grad) * _coefficients(d, order, True, x)).split(_degree_sizes(d, order), dim=-2))
+    below = _monomials(columns, order - 1)
+    out = torch.zeros_like(columns)
     for degree in range(order, 1, -1):  # products of this degree are x_i times the tail of the degree below
-        width, start = grads[degree - 1].shape[-1], 0
+        width, start = grads[degree - 1].shape[-2], 0
         lower = grads[degree - 1].clone()
         for i in range(d):
             tail = _tail(d, i, degree - 1)
-            piece = grads[degree][..., start : start + tail]
-            out[..., i] += (piece * below[degree - 1][..., width - tail :]).sum(-1)
-            lower[..., width - tail :] += piece * x[..., i : i + 1]
+            piece = grads[degree][..., start : start + tail, :]
+            out[..., i, :] += (piece * below[degree - 1][..., width - tail :, :]).sum(-2)
+            lower[..., width - tail :, :] += piece * columns[..., i : i + 1, :]
             start += tail
         grads[degree - 1] = lower
-    return out + grads[1]
+    return _rows(out + grads[1], x)
 
 
 def check_order(order: int) -> None:
@@ -71,26 +75,37 @@ def check_order(order: int) -> None:
         raise ValueError(f"order ({order}) must be even and not negative: an odd one gives negative attention weights")
 
 
+def _columns(x: Tensor) -> Tensor:
+    """Vectors as the columns of contiguous ``(..., d, n)`` matrices: products of rows then run along n, not along d."""
+    return (x[None] if x.dim() == 1 else x).transpose(-1, -2).contiguous()
+
+
+def _rows(columns: Tensor, like: Tensor) -> Tensor:
+    """Back from `_columns` to the shape of `like`, but for the width."""
+    rows = columns.transpose(-1, -2)
+    return rows[0] if like.dim() == 1 else rows
+
+
 def _monomials(x: Tensor, order: int) -> list[Tensor]:
-    """All monomials of `x` by degree 0..order, without their coefficients.
+    """All monomials of the columns of `x` by degree 0..order, without their coefficients.
 
     Sorted by their factors' indices, those of degree p that start with x_i are x_i times the ones of degree p - 1
     that start at x_i or later: a tail of that list, so a slice and no gather.
     """
-    by_degree = [torch.ones_like(x[..., :1])] + ([x] if order else [])
-    d = x.shape[-1]
+    by_degree = [torch.ones_like(x[..., :1, :])] + ([x] if order else [])
+    d = x.shape[-2]
     for degree in range(2, order + 1):
         previous = by_degree[-1]
-        width = previous.shape[-1]
-        products = [x[..., i : i + 1] * previous[..., width - _tail(d, i, degree - 1) :] for i in range(d)]
-        by_degree.append(torch.cat(products, dim=-1))
+        width = previous.shape[-2]
+        products = [x[..., i : i + 1, :] * previous[..., width - _tail(d, i, degree - 1) :, :] for i in range(d)]
+        by_degree.append(torch.cat(products, dim=-2))
     return by_degree
 
 
 def _tensor_powers(x: Tensor, order: int) -> list[Tensor]:
-    by_degree = [torch.ones_like(x[..., :1])]
+    by_degree = [torch.ones_like(x[..., :1, :])]
     for _ in range(order):
-        by_degree.append((x.unsqueeze(-1) * by_degree[-1].unsqueeze(-2)).flatten(-2))
+        by_degree.append((x.unsqueeze(-2) * by_degree[-1].unsqueeze(-3)).flatten(-3, -2))
     return by_degree
 
 
@@ -114,5 +129,6 @@ def _coefficient_table(d: int, order: int, packed: bool) -> tuple[float, ...]:
     )
 
 
-def _coefficients(d: int, order: int, packed: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(_coefficient_table(d, order, packed), device=device, dtype=dtype)
+def _coefficients(d: int, order: int, packed: bool, like: Tensor) -> Tensor:
+    """1 / sqrt(a!) of every feature, as a column."""
+    return torch.tensor(_coefficient_table(d, order, packed), device=like.device, dtype=like.dtype)[:, None]

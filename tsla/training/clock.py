@@ -29,6 +29,7 @@ class Clock(L.Callback):
         self.total_steps = min((end for end in ends if end), default=None)
         self.limit_seconds = limits.max_minutes and 60 * limits.max_minutes
         self.step = 0
+        self.elapsed = 0.0  # seconds at the latest step, the same in all processes, which would part otherwise
         self.earlier_seconds = 0.0
         self.started: float | None = None
 
@@ -41,7 +42,7 @@ class Clock(L.Callback):
         """Fraction of the training done, as the schedule counts it."""
         if self.total_steps is not None:
             return self.step / self.total_steps
-        return self.seconds / self.limit_seconds if self.limit_seconds else 0.0
+        return self.elapsed / self.limit_seconds if self.limit_seconds else 0.0
 
     def seconds_left(self) -> float | None:
         """Estimate from the fraction done; None before the first step."""
@@ -54,11 +55,13 @@ class Clock(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         self.step = trainer.global_step + 1  # the schedule asks after this step, before Lightning has counted it
+        if self.limit_seconds:
+            self.elapsed = trainer.strategy.broadcast(self.seconds)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.limit_seconds and self.seconds >= self.limit_seconds:
+        if self.limit_seconds and self.elapsed >= self.limit_seconds:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

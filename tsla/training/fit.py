@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import nn
 
 from tsla.tasks.loading import Loader
-from tsla.training.checkpoints import Checkpoints, CrashSafeIO
+from tsla.training.checkpoints import Checkpoints, CrashSafeIO, load_weights
 from tsla.training.clock import Clock, Limits
 from tsla.training.module import ClassifierModule
 from tsla.training.optim import OptimSettings
@@ -24,7 +25,10 @@ from tsla.training.stop import StopOnSignal
 
 
 class FitSettings(NamedTuple):
-    """How to train; the meaning of each stands in `tsla.config.schema.TrainerConfig`."""
+    """How to train; the meaning of each stands in `tsla.config.schema.TrainerConfig`.
+
+    idle_parameters: some get no gradient, which several processes that train together have to know.
+    """
 
     limits: Limits
     accumulate: int
@@ -34,6 +38,7 @@ class FitSettings(NamedTuple):
     accelerator: str
     devices: int
     compile: bool
+    idle_parameters: bool = False
 
 
 class Fitted(NamedTuple):
@@ -67,6 +72,7 @@ def fit(
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
+        ValueError: hardware that is not there, or a checkpoint that cannot be gone on with.
     """
     clock = Clock(settings.limits, -(-len(train) // settings.accumulate))
     recorder = Recorder(run.metrics)
@@ -74,18 +80,12 @@ def fit(
     module = ClassifierModule(
         model, num_classes=num_classes, optim=optim, progress=clock.progress, seed=seed, compiled=settings.compile
     )
+    callbacks = [clock, recorder, checkpoints, StopOnSignal(checkpoints), ProgressBar(clock, recorder, console)]
+    start = checkpoints.last if resume and checkpoints.last.exists() else None
+    if start is not None:
+        load_weights(model, start)  # Lightning does it again; this says what is wrong with a file that does not fit
     with _quiet():
-        trainer = L.Trainer(
-            accelerator=settings.accelerator, devices=settings.devices,
-            strategy="ddp" if settings.devices > 1 else "auto", precision=_PRECISIONS[settings.precision],
-            max_steps=settings.limits.max_steps or -1, max_epochs=settings.limits.max_epochs or -1,
-            accumulate_grad_batches=settings.accumulate, gradient_clip_val=optim.clip_norm or None,
-            val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
-            callbacks=[clock, recorder, checkpoints, StopOnSignal(checkpoints), ProgressBar(clock, recorder, console)],
-            logger=loggers, plugins=[CrashSafeIO()], use_distributed_sampler=False, num_sanity_val_steps=0,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        start = checkpoints.last if resume and checkpoints.last.exists() else None
+        trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
         if recorder.validated_step != trainer.global_step:
             trainer.validate(module, val, verbose=False, weights_only=True)
@@ -99,6 +99,27 @@ def fit(
         device=trainer.strategy.root_device,
         is_main=trainer.is_global_zero,
     )
+
+
+def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+    """Lightning's trainer with everything of its own switched off that `callbacks` do.
+
+    Raises:
+        ValueError: hardware that is not there.
+    """
+    together = "ddp_find_unused_parameters_true" if settings.idle_parameters else "ddp"
+    try:
+        return L.Trainer(
+            accelerator=settings.accelerator, devices=settings.devices, precision=_PRECISIONS[settings.precision],
+            strategy=together if settings.devices > 1 else "auto",
+            max_steps=settings.limits.max_steps or -1, max_epochs=settings.limits.max_epochs or -1,
+            accumulate_grad_batches=settings.accumulate, gradient_clip_val=clip_norm or None,
+            val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
+            callbacks=callbacks, logger=loggers, plugins=[CrashSafeIO()], use_distributed_sampler=False,
+            num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={settings.accelerator}: {error}") from None
 
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}

@@ -36,6 +36,8 @@ class ClassifierModule(L.LightningModule):
         self.run = torch.compile(run, dynamic=True) if compiled else run
         self.train_loss = MeanMetric()  # since the last row of metrics.csv
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.persistent(True)  # so that the first row after a resume is the one it would have been
         self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -59,7 +61,8 @@ class ClassifierModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/accuracy`, over all rows of all processes."""
-        self.log_dict({"val/loss": self.val_loss.compute(), "val/accuracy": self.val_accuracy.compute()})
+        scores = {"val/loss": self.val_loss.compute(), "val/accuracy": self.val_accuracy.compute()}
+        self.log_dict(scores, sync_dist=True)  # they are the same in all processes already; Lightning cannot know
         self.val_loss.reset()
         self.val_accuracy.reset()
 

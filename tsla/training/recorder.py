@@ -30,7 +30,7 @@ class MetricsFile:
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 self.columns = list(reader.fieldnames or self.columns)
-                rows = [row for row in reader if (row["step"] or "").isdigit() and None not in row.values()]
+                rows = [row for row in reader if (row.get("step") or "").isdigit() and None not in row.values()]
             self.rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
         self._rewrite()
 
@@ -68,6 +68,7 @@ class Recorder(L.Callback):
         self.since_tokens, self.since_seconds = torch.zeros((), dtype=torch.long), 0.0  # those since the last row
         self.mark = 0.0  # when seconds were last added up
         self.validated_step = self.written_step = -1
+        self.epoch = 0  # of the latest step: Lightning counts on before it validates for the last time
         self.latest: dict[str, float] = {}
 
     @property
@@ -85,6 +86,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.since_tokens = self.since_tokens.to(batch.mask.device) + batch.mask.sum()  # stays on the device
+        self.epoch = trainer.current_epoch
         step = trainer.global_step
         if step % LOG_EVERY == 0 and step > self.written_step:
             self._training_row(trainer, pl_module, step)
@@ -95,6 +97,8 @@ class Recorder(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.since_seconds += time.perf_counter() - self.mark
+        if self.file is None and trainer.is_global_zero:  # a resumed run with no step left
+            self.file = MetricsFile(self.path, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validated_step = trainer.global_step
@@ -104,7 +108,9 @@ class Recorder(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"tokens": self.tokens, "seconds": self.seconds, "since_seconds": self.since_seconds}
-        return {**state, "since_tokens": int(self.since_tokens), "validated_step": self.validated_step}
+        return {
+            **state, "since_tokens": int(self.since_tokens), "validated_step": self.validated_step, "epoch": self.epoch,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
@@ -130,6 +136,6 @@ class Recorder(L.Callback):
     def _write(self, trainer: L.Trainer, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)
         if self.file is not None:
-            self.file.append({"step": step, "epoch": trainer.current_epoch, **metrics})
+            self.file.append({"step": step, "epoch": self.epoch, **metrics})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
