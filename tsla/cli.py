@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsla import __version__
 
@@ -29,6 +29,9 @@ examples
   tsla train experiment=digits mixer=softmax seed=1
   tsla train experiment=listops mixer.kv_heads=1 mixer.local_heads=2 trainer.max_steps=200
 """
+
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for what holds paths
 
 
 class UsageError(Exception):
@@ -58,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"tsla: {error}", file=sys.stderr)
         return 2
+    except (ValueError, OSError) as error:
+        print(f"tsla: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tsla: interrupted", file=sys.stderr)
         return 130
@@ -119,10 +125,10 @@ def _run(config: "Config", resumed: Path | None) -> int:
         try:
             _train_and_test(config, run, console, resume=resumed is not None)
         except Stopped as stopped:
-            console.print(f"{stopped}; go on with: tsla train resume={run.path}", highlight=False)
+            console.print(f"{stopped}; go on with: tsla train resume={run.path}", **PLAIN)
             return 128 + stopped.signum
         except (ValueError, OSError) as error:
-            console.print(f"[bold red]failed:[/] {error}", highlight=False)
+            console.print(f"failed: {error}", style="red", **PLAIN)
             return 1
     return 0
 
@@ -171,7 +177,7 @@ def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resu
     console.print(f"[bold]{title}[/]", highlight=False)
     console.print(accuracy_table(str(what["mixer"]), tested["accuracy"], references))
     console.print(cost_line(result), highlight=False, soft_wrap=True)
-    console.print(f"run {run.path}   learning curve {run.curves}", highlight=False, soft_wrap=True)
+    console.print(f"run {run.path}   learning curve {run.curves}", **PLAIN)
 
 
 def _print_config(config: "Config", run: "RunDir", console: "Console") -> None:
@@ -185,7 +191,7 @@ def _print_config(config: "Config", run: "RunDir", console: "Console") -> None:
         part = getattr(config, group)
         values = " ".join(f"{f.name}={spell(getattr(part, f.name))}" for f in fields(part) if f.name != "name")
         console.print(f"[bold]{group:8}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
-    console.print(f"[bold]run     [/]{run.path}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]run     [/]{escape(str(run.path))}", highlight=False, soft_wrap=True)
 
 
 # tsla eval, tsla info -------------------------------------------------------------------------------------------------

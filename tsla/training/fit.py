@@ -87,6 +87,7 @@ def fit(
     with _quiet():
         trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+        recorder.finish(trainer, module)
         if recorder.validated_step != trainer.global_step:
             trainer.validate(module, val, verbose=False, weights_only=True)
         checkpoints.save_last(trainer)
@@ -117,6 +118,7 @@ def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback
             val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
             callbacks=callbacks, logger=loggers, plugins=[CrashSafeIO()], use_distributed_sampler=False,
             num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            log_every_n_steps=1,  # of Lightning's own logging, which has nothing to log: no advice on it
         )  # fmt: skip
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={settings.accelerator}: {error}") from None
@@ -135,6 +137,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")  # but restored
             yield
     finally:
         log.setLevel(level)

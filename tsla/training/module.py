@@ -62,7 +62,8 @@ class ClassifierModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/accuracy`, over all rows of all processes."""
         scores = {"val/loss": self.val_loss.compute(), "val/accuracy": self.val_accuracy.compute()}
-        self.log_dict(scores, sync_dist=True)  # they are the same in all processes already; Lightning cannot know
+        # For the callbacks: the recorder tells the loggers. All processes have the same, which Lightning cannot know.
+        self.log_dict(scores, logger=False, sync_dist=True)
         self.val_loss.reset()
         self.val_accuracy.reset()
 

@@ -30,7 +30,8 @@ class MetricsFile:
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 self.columns = list(reader.fieldnames or self.columns)
-                rows = [row for row in reader if (row.get("step") or "").isdigit() and None not in row.values()]
+                rows = [row for row in reader if (row.get("step") or "").isdigit() and len(row) == len(self.columns)]
+                rows = [row for row in rows if None not in row.values()]  # nor too long, nor cut short
             self.rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
         self._rewrite()
 
@@ -76,6 +77,13 @@ class Recorder(L.Callback):
         """Real tokens per second of training, over the whole run."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the row of the steps since the last full one; a resumed run may have no other left to write."""
+        if self.file is None and trainer.is_global_zero:
+            self.file = MetricsFile(self.path, trainer.global_step)
+        if int(self.since_tokens):
+            self._training_row(trainer, module, trainer.global_step)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written_step = trainer.global_step
         if trainer.is_global_zero:
@@ -91,14 +99,8 @@ class Recorder(L.Callback):
         if step % LOG_EVERY == 0 and step > self.written_step:
             self._training_row(trainer, pl_module, step)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > self.written_step:  # steps since the last full row
-            self._training_row(trainer, pl_module, trainer.global_step)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.since_seconds += time.perf_counter() - self.mark
-        if self.file is None and trainer.is_global_zero:  # a resumed run with no step left
-            self.file = MetricsFile(self.path, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validated_step = trainer.global_step
@@ -115,6 +117,7 @@ class Recorder(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, torch.tensor(value) if name == "since_tokens" else value)
+        self.mark = time.perf_counter()
 
     def _training_row(self, trainer: L.Trainer, module: Any, step: int) -> None:
         tokens = int(trainer.strategy.reduce(self.since_tokens, reduce_op="sum"))  # waits for the device
