@@ -205,7 +205,7 @@ def _eval(arguments: list[str]) -> int:
     paths = []
     for argument in arguments:
         key, sign, value = argument.partition("=")
-        if not sign:
+        if not sign or Path(argument).is_dir():
             paths.append(Path(argument))
         elif key not in options:
             raise UsageError(f"eval has no option {key!r}: it takes split= and checkpoint=")

@@ -3,11 +3,13 @@
 import oracle
 import pytest
 import torch
-from cases import agree, qkv, results, some_mask
+from cases import Largest, agree, qkv, results, some_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
+import tsla.ops.window
 from tsla.ops import window_attention
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -87,6 +89,27 @@ def test_nothing_beyond_the_window_is_seen(window, causal):
     expected = torch.zeros(50, dtype=torch.bool)
     expected[20 if causal else 20 - window : 21 + window] = True
     assert (changed == expected).all()
+
+
+@CAUSAL
+def test_no_backend_is_asked_for_a_softmax_over_nothing(causal, monkeypatch):
+    """Some return NaN for it, and NaN gradients for rows that are erased afterwards."""
+    visible = []
+
+    def attention(*args, attn_mask, **options):
+        visible.append(attn_mask)
+        return scaled_dot_product_attention(*args, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(tsla.ops.window, "scaled_dot_product_attention", attention)
+    window_attention(**qkv(b=3, n=20), window=2, causal=causal, key_mask=some_mask(3, 20))
+    assert len(visible) == 1 and visible[0].any(-1).all()
+
+
+def test_a_window_beyond_the_sequence_costs_no_more():
+    x = qkv(b=1, h=1, g=1, n=20)
+    with Largest() as made:
+        window_attention(**x, window=10**6)
+    assert made.numel <= 3 * 20 * 20
 
 
 @CAUSAL

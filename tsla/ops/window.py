@@ -38,7 +38,7 @@ def window_attention(
     if n == 0:
         return v.new_zeros(b, h, 0, v.shape[-1], dtype=q.dtype)
     window = min(window, n - 1)
-    block = min(n, max(window, 16))  # a block as long as the window wastes at most half of each stretch
+    block = min(n, max(window + 1, 16))  # about as long as the window: at most half of each stretch is wasted
     behind, ahead = window, 0 if causal else window
     blocks = -(-n // block)
     tail = blocks * block - n
@@ -49,9 +49,9 @@ def window_attention(
     near = (column >= row) & (column <= row + behind + ahead)
     visible = real[:, :, None] & near  # (b, blocks, block, stretch)
 
-    def stretches(x: Tensor) -> Tensor:  # (b, g, n, .) -> (b * blocks, h, stretch, .)
+    def stretches(x: Tensor) -> Tensor:  # (b, g, n, .) -> (b * blocks, g, stretch, .)
         x = pad(x, (0, 0, behind, ahead + tail)).unfold(2, block + behind + ahead, block).movedim(2, 1)
-        return x.flatten(0, 1).transpose(-1, -2).repeat_interleave(h // x.shape[2], dim=1)
+        return x.flatten(0, 1).transpose(-1, -2)
 
     queries = pad(q, (0, 0, 0, tail)).unflatten(2, (blocks, block)).movedim(2, 1).flatten(0, 1)
     if key_mask is not None:  # masked rows may hold anything, NaN too, and 0 * NaN is NaN

@@ -1,0 +1,99 @@
+"""What the README and the docstrings show works as it stands."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import tsla
+from tsla import cli
+from tsla.config import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHELL = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = [
+    shlex.split(line, comments=True)
+    for block in SHELL
+    for line in block.splitlines()
+    if shlex.split(line, comments=True)
+]
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+MODULES = [name for _, name, _ in pkgutil.walk_packages(tsla.__path__, "tsla.")]
+
+
+def test_the_readme_has_code():
+    fences = re.findall(r"^```(\S*)$", README, re.MULTILINE)
+    assert len(PYTHON) >= 1 and len(LINES) >= 5
+    assert len(fences) == 2 * len(re.findall(r"^```\S+$", README, re.MULTILINE))  # every block names its language
+    assert [line for line in LINES if line[0] == "make"][:2] == [["make", "quickstart"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)  # our own file
+    assert len(names) > 1
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
+    """Each command is known; what it names of a past run is only looked for."""
+    monkeypatch.chdir(tmp_path)
+    match line:
+        case ["make", target]:
+            assert target in TARGETS
+        case ["tsla", "train", "--help"] | ["tsla", "info" | "--help" | "--version"]:
+            assert cli.main(line[1:]) == 0
+        case ["tsla", "train", resume] if resume.startswith("resume="):
+            assert cli.main(line[1:]) == 2
+            assert "must be a run directory with a config.yaml" in capsys.readouterr().err
+        case ["tsla", "train", *arguments]:
+            assert compose(arguments)
+        case ["tsla", "eval", *_]:
+            assert cli.main(line[1:]) == 2
+            assert "does not exist" in capsys.readouterr().err
+        case [script, *_] if script.startswith("scripts/"):
+            assert (ROOT / script).is_file()
+        case _:
+            pytest.fail(f"unknown command: {shlex.join(line)}")
+
+
+def test_inline_commands_compose():
+    """Also those in running text and tables, such as `tsla train experiment=digits`."""
+    found = re.findall(r"`(tsla [^`]+)`", README)
+    for command in found:
+        words = shlex.split(command)
+        assert words[1] in ("train", "eval", "info", "--help", "--version"), command
+        if words[1] == "train" and "--help" not in words and not any("resume" in word for word in words):
+            assert compose(words[2:])
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_help_shows_commands_that_compose():
+    lines = [line for line in cli.HELP.split("examples")[1].splitlines() if line.strip().startswith("tsla train")]
+    assert len(lines) >= 3
+    for line in lines:
+        assert compose(re.split(r"\s{3,}", line.strip())[0].split()[2:])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_run(name):
+    module = importlib.import_module(name)
+    names = {public: getattr(tsla, public) for public in tsla.__all__} | {"torch": torch}
+    assert module.__doc__
+    for test in doctest.DocTestFinder(recurse=True).find(module, name):
+        own = dict(names)
+        for example in test.examples:
+            exec(compile(example.source, f"{test.name}", "single"), own)
