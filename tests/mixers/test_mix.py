@@ -9,6 +9,7 @@ from cases import agree, flat
 from mechanisms import DIM, HEADS, NAMES, OPTIONS, WITH_OPTIONS, build, expected, padding
 from torch.testing import assert_close
 
+import tsla.mixers.taylor
 from tsla.mixers import HeadMixer, Mixed
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -225,3 +226,15 @@ def test_defaults(name):
     assert mixer.head_dim == (4 if name == "taylor, order 4" else 16 if name.startswith("taylor") else 4)
     assert all(layer.bias is None for layer in (mixer.to_q, mixer.to_k, mixer.to_v, mixer.to_out))
     assert mixer.to_gate is None and mixer.dropout.p == 0
+
+
+@pytest.mark.parametrize("impl", ["auto", "direct", "linear"])
+def test_the_form_asked_for_is_the_one_used(impl, monkeypatch):
+    used, inner = [], tsla.mixers.taylor.taylor_attention
+    monkeypatch.setattr(
+        tsla.mixers.taylor, "taylor_attention", lambda *args, **x: used.append(x["impl"]) or inner(*args, **x)
+    )
+    mixer = build("taylor", causal=True, impl=impl)
+    mixer(tokens())
+    mixer.extend(tokens())
+    assert used == [impl, impl]
