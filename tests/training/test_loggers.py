@@ -31,6 +31,8 @@ def test_wandb_is_offline_and_silent(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+    with pytest.raises(ValueError, match="online"):  # wandb reads its settings here; offline must still be heeded
+        wandb_logger(tmp_path, project="x", mode="online")
     run = tmp_path / "ein Lauf"
     assert runs.train(*ARGUMENTS, "logger=wandb", f"run_dir='{run}'") == 0
     (offline,) = (run / "wandb").glob("offline-run-*")

@@ -21,7 +21,10 @@ def wandb_logger(folder: Path, *, project: str, mode: str) -> Logger:
             raise ValueError(
                 f"logger.mode=online needs a key that works ({error}): run `wandb login`, or use logger.mode=offline"
             ) from None
-    return WandbLogger(project=project, name=folder.name, id=folder.name, save_dir=folder, offline=mode == "offline")
+    # `offline` alone goes through the environment, which wandb reads once in a process; `mode` is always heeded.
+    return WandbLogger(
+        project=project, name=folder.name, id=folder.name, save_dir=folder, offline=mode == "offline", mode=mode
+    )
 
 
 def tensorboard_logger(folder: Path) -> Logger:
