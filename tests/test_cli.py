@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+import train_runs as runs
 
 import tsla
 from tsla import cli

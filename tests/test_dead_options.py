@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
-import runs
 import torch
+import train_runs as runs
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,8 +5,8 @@ import pickle
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+import train_runs as runs
 from torch import nn
 
 from tsla.training.checkpoints import CrashSafeIO, load_weights

@@ -1,7 +1,7 @@
 """Loggers beside metrics.csv: the same numbers, without a network and without a question."""
 
 import pytest
-import runs
+import train_runs as runs
 
 from tsla.training.loggers import tensorboard_logger, wandb_logger
 

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-import runs
+import train_runs as runs
 
 from tsla import build
 from tsla.config import read as config_of

@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+import train_runs as runs
 
 from tsla.training.module import ClassifierModule
 
