@@ -4,17 +4,17 @@ import json
 
 import pytest
 import torch
+import train_runs as runs
 
 from tsla import build, load_model
 from tsla.config import compose
 from tsla.mixers import HeadSplit, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.models import SequenceClassifier
-from tsla.tasks.base import TaskSpec
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
 from tsla.training.clock import Limits
 
-SPEC = TaskSpec("x", 18, 10, 64)
+SPEC = runs.spec()
 BASE = ("experiment=digits", "model.dim=32", "model.positions=none")
 
 
@@ -138,10 +138,11 @@ def test_settings_are_those_of_the_config():
          "optim.beta1=0.6", "optim.beta2=0.7", "optim.clip_norm=0.3",
          "trainer.max_steps=5", "trainer.max_epochs=6", "trainer.max_minutes=7", "trainer.accumulate=2",
          "trainer.validate_every=3", "trainer.checkpoint_every=4", "trainer.precision=bf16",
-         "trainer.accelerator=cpu", "trainer.devices=2", "trainer.compile=true"]
+         "trainer.accelerator=cpu", "trainer.devices=2", "trainer.compile=true", "trainer.batch_tokens=640",
+         "trainer.ema=0.5", "trainer.patience=8"]
     )  # fmt: skip
     assert tuple(build.build_optim(config)) == (0.5, 0.1, 7, 0.2, 0.6, 0.7, 0.3)
-    assert tuple(build.build_fit(config)) == (Limits(5, 6, 7.0), 2, 3, 4, "bf16", "cpu", 2, True, False)
+    assert tuple(build.build_fit(config)) == (Limits(5, 6, 7.0), 640, 2, 3, 4, "bf16", "cpu", 2, True, 0.5, 8, False)
     assert build.build_fit(compose([*BASE, "mixer=none"])).idle_parameters
     assert build.build_fit(compose([*BASE, "model.layers=[taylor,none]"])).idle_parameters
 
@@ -180,7 +181,7 @@ HOSTILE = {
               {"name": "encoder", "dim": "x"}, {"name": "encoder", "dim": 64}, {"name": "encoder", "dropout": 3.0},
               {"name": "encoder", "pool": "cls", "causal": True},
               {"name": "encoder", "feed_forward_mult": float("nan")}],
-    "task": [None, {}, [1], {"name": "x"}, SPEC._asdict() | {"vocab_size": "18"}, SPEC._asdict() | {"num_classes": 0},
+    "task": [None, {}, [1], {"name": "x"}, SPEC._asdict() | {"vocab_size": "18"}, SPEC._asdict() | {"outputs": 0},
              SPEC._asdict() | {"max_length": -5}, SPEC._asdict() | {"more": 1}, SPEC._asdict() | {"vocab_size": 19}],
 }  # fmt: skip
 

@@ -85,8 +85,8 @@ WRONG = {
     "train run_dir=taken": "run_dir (taken) exists: give another, or go on with it by resume=taken",
     "train run_dir=file/below": "Not a directory",
     "train run_dir=/proc/no/where": "No such file or directory: '/proc/no",
-    "train resume=nowhere": "resume (nowhere) must be a run directory with a config.yaml",
-    "train resume=": "resume (.) must be a run directory with a config.yaml",
+    "train resume=nowhere": "resume (nowhere) must be auto, or a run directory with a config.yaml",
+    "train resume=": "resume (.) must be auto, or a run directory with a config.yaml",
     "train resume=taken seed=1": "resume goes on with the run's own options; leave out seed=1",
     "train resume=taken resume=taken": "leave out the second resume",
     "train resume=hostile": "hostile/config.yaml: mixer._target_ is not an option",
@@ -118,7 +118,8 @@ def test_usage_errors_are_told_on_stderr(capsys, tmp_path, line):
 def test_a_finished_run_holds_everything(trained):
     run, _ = trained
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "metrics.csv", "result.json", "curves.png", "log.txt", "checkpoints", "model",
+        "config.yaml", "metrics.csv", "result.json", "curves.png", "confusion.csv", "README.md", "log.txt",
+        "checkpoints", "model",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
@@ -219,13 +220,20 @@ def test_any_folder_will_do(tmp_path, capsys, folder):
     assert runs.train(f"resume={folder}") == 0
 
 
+FEW = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"]
+ROWS = {
+    "listops": FEW, "quickstart": FEW,
+    "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("experiment", "mixer"),
     [(name, "taylor") for name in EXPERIMENTS] + [("quickstart", mixer) for mixer in group_choices("mixer")],
 )
 def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, mixer):
     """Two steps on tiny data; what the experiment says of model, optimiser and trainer stands, but for the width."""
-    rows = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"] if experiment != "digits" else []
+    rows = ROWS.get(experiment.split("_")[0], [])
     data = tmp_path_factory.getbasetemp() / "data"
     status = runs.train(
         f"experiment={experiment}", f"mixer={mixer}", *rows, f"data_dir={data}", "model.dim=16", "trainer.max_steps=2",

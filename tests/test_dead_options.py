@@ -17,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
-from tsla.tasks.base import TaskSpec
+from tsla.run import initial_model
 from tsla.training.fit import fit
+from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
+MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
@@ -32,7 +34,7 @@ class Captured(Exception):
 def model(config: Config) -> object:
     """Shapes, outputs in training and the operations of a step."""
     torch.manual_seed(0)
-    made = build.build_model(config.model, config.mixer, TaskSpec("x", 18, 10, 64)).train()
+    made = build.build_model(config.model, config.mixer, runs.spec()).train()
     ids = torch.arange(1, 101).reshape(2, 50) % 17 + 1
     with FlopCounterMode(display=False) as counter:
         logits, _ = made.run(ids, torch.arange(50) < torch.tensor([[50], [30]]))
@@ -45,7 +47,7 @@ def data(config: Config) -> object:
     task = build.build_task(config)
     loaders = build.build_loaders(config, task, ("train", "val", "test"))
     listed = [
-        [batch.tokens.tolist() for batch in map(loader.dataset.__getitems__, loader.batches)] for loader in loaders
+        [batch.inputs.tolist() for batch in map(loader.dataset.__getitems__, loader.batches)] for loader in loaders
     ]
     places = sorted(str(path) for path in Path().glob("*/*/*"))
     return task.spec, listed, [loader.num_workers for loader in loaders], places
@@ -57,11 +59,12 @@ def training(config: Config) -> object:
     loaders = build.build_loaders(config, task, ("train", "val"))
     made = build.build_model(config.model, config.mixer, task.spec)
     try:
-        fit(made, *loaders, num_classes=10, optim=build.build_optim(config), settings=build.build_fit(config),
-            run=RunDir(Path("run")), loggers=[], console=Console(quiet=True), seed=0, resume=False)  # fmt: skip
+        fit(made, *loaders, objective=Objective(task.spec), optim=build.build_optim(config),
+            settings=build.build_fit(config), run=RunDir(Path("run")), loggers=[], console=Console(quiet=True),
+            seed=0, resume="no")  # fmt: skip
     except Captured as captured:
         trainer, module = captured.args
-    clock, _, checkpoints, *_ = trainer.callbacks
+    clock, _, average, checkpoints, *_ = trainer.callbacks
     made = module.configure_optimizers()
     (factor, _) = made["lr_scheduler"]["scheduler"].lr_lambdas
     rates = []
@@ -70,7 +73,8 @@ def training(config: Config) -> object:
     return (
         trainer.max_steps, trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val,
         trainer.val_check_interval, trainer.precision, type(trainer.accelerator), trainer.num_devices,
-        type(trainer.strategy), clock.total_steps, clock.limit_seconds, checkpoints.every, type(module.run),
+        type(trainer.strategy), clock.total_steps, clock.limit_seconds, checkpoints.every, checkpoints.patience,
+        average.decay, type(module.run),
         [{k: v for k, v in group.items() if k != "params"} for group in made["optimizer"].param_groups], rates,
     )  # fmt: skip
 
@@ -79,9 +83,21 @@ def loggers(config: Config) -> object:
     return [(type(logger), getattr(logger, "_wandb_init", None)) for logger in build.build_loggers(config, Path("run"))]
 
 
+def start(config: Config) -> object:
+    """The weights a run starts with."""
+    model = initial_model(config, build.build_task(config).spec)
+    return [p.sum().item() for p in model.parameters()]
+
+
+def outcome(config: Config) -> object:
+    """What a command leaves behind."""
+    assert cli._new_run(config, resume=False) == 0
+    return sorted(path.name for path in Path().rglob("*"))
+
+
 def folder(config: Config) -> object:
     """Where a run goes."""
-    assert cli._run(config, None) == 0
+    assert cli._new_run(config, resume=False) == 0
     return [path.parent.name if "runs" in str(path) else str(path) for path in Path().rglob("config.yaml")]
 
 
@@ -117,6 +133,8 @@ CASES: dict[str, dict[str, Case]] = {
         "seed": Case(data, ("0", "1")),
         "run_dir": Case(folder, ("a", "b")),
         "data_dir": Case(data, ("here", "there"), ROWS),
+        "init_from": Case(start, ("null", "nowhere"), (), "No such file or directory: 'nowhere/model/config.json'"),
+        "dry_run": Case(outcome, ("false", "true")),
     },
     "ListOpsConfig": {
         "name": Case(data, ("listops_short", "listops"), ROWS),
@@ -129,6 +147,16 @@ CASES: dict[str, dict[str, Case]] = {
         "test_rows": Case(data, ("5", "6"), ROWS),
         "seed": Case(data, ("0", "1"), ROWS),
         "path": Case(data, ("null", "nowhere"), ROWS, "path (nowhere) must hold basic_train.tsv"),
+    },
+    "MqarConfig": {
+        "name": Case(data, ("mqar", "mqar_mix"), MQAR),
+        "vocab_size": Case(data, ("20", "30"), MQAR),
+        "train": Case(data, ("[16/4/30]", "[16/4/31]", "[16/3/30]", "[12/3/20,16/3/10]"), MQAR),
+        "val": Case(data, ("[16/4/5]", "[16/4/6]"), MQAR),
+        "test": Case(data, ("[16/4/5]", "[16/4/6]"), MQAR),
+        "power": Case(data, ("0.01", "1"), MQAR),
+        "filler": Case(data, ("true", "false"), MQAR),
+        "seed": Case(data, ("0", "1"), MQAR),
     },
     "DigitsConfig": {"name": Case(data, ("digits",)), "seed": Case(data, ("0", "1"))},
     "NoneConfig": {"name": Case(model, ("none", "taylor"))},
@@ -182,6 +210,8 @@ CASES: dict[str, dict[str, Case]] = {
         "devices": Case(training, ("1", "2")),
         "compile": Case(training, ("false", "true")),
         "workers": Case(data, ("0", "1")),
+        "ema": Case(training, ("null", "0.9", "0.99")),
+        "patience": Case(training, ("null", "1", "2")),
     },
     "CsvLoggerConfig": {"name": Case(loggers, ("csv", "tensorboard"))},
     "WandbLoggerConfig": {
@@ -218,7 +248,7 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(L.Trainer, "fit", capture)
-    monkeypatch.setattr(cli, "_train_and_test", lambda *_, **__: None)
+    monkeypatch.setattr("tsla.run._train_and_test", lambda *_, **__: None)
     case = CASES[name][leaf]
     key = (CLASSES[name][1] if name in CLASSES else "") + leaf
     key = key.removesuffix(".name") if key.count(".") and leaf == "name" else key

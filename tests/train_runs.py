@@ -13,13 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tsla import cli
-from tsla.training.module import ClassifierModule
+from tsla.tasks.base import TaskSpec
+from tsla.training.module import Learner
 
 TINY = ("model.dim=16", "model.depth=1", "trainer.accelerator=cpu", "optim.warmup_steps=2")
 HEADS = ("mixer.heads=2", "mixer.head_dim=8")
 LISTOPS = ("experiment=listops_short", "task.train_rows=200", "task.val_rows=40", "task.test_rows=40",
            "trainer.batch_tokens=1000", *TINY)  # fmt: skip
 DIGITS = ("experiment=digits", "trainer.batch_tokens=6400", *TINY)
+
+
+def spec(vocab_size: int = 18, outputs: int = 10, max_length: int = 64, **others: Any) -> TaskSpec:
+    """A task of classes over tokens, or what `others` make of it."""
+    made = {"name": "x", "inputs": "tokens", "target": "class", "vocab_size": vocab_size, "outputs": outputs}
+    return TaskSpec(**{**made, "max_length": max_length, **others})
 
 
 def train(*arguments: str) -> int:
@@ -52,16 +59,16 @@ def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def signal_at_batch(patch: pytest.MonkeyPatch, batch: int, signum: int = signal.SIGINT) -> None:
     """Send this process a signal while it trains on its `batch`-th batch, counted from 1."""
-    step, seen = ClassifierModule.training_step, 0
+    step, seen = Learner.training_step, 0
 
-    def training_step(module: ClassifierModule, *arguments: Any) -> Tensor:
+    def training_step(module: Learner, *arguments: Any) -> Tensor:
         nonlocal seen
         seen += 1
         if seen == batch:
             os.kill(os.getpid(), signum)
         return step(module, *arguments)
 
-    patch.setattr(ClassifierModule, "training_step", training_step)
+    patch.setattr(Learner, "training_step", training_step)
 
 
 def stopped_at_batch(batch: int, *arguments: str, signum: int = signal.SIGINT) -> int:

@@ -16,6 +16,7 @@ from tsla.config.schema import (
     HeadsConfig,
     ListOpsConfig,
     MixerConfig,
+    MqarConfig,
     NoneConfig,
     SoftmaxConfig,
     TaylorConfig,
@@ -25,16 +26,19 @@ from tsla.config.schema import (
 )
 from tsla.mixers import HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.mixers.base import HeadOptions
-from tsla.models import Encoder, SequenceClassifier
+from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 from tsla.models.pretrained import load_weights, read_model_config, save_model
-from tsla.tasks.base import Task, TaskSpec
+from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
+from tsla.tasks.mqar import Mqar
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings
 from tsla.training.loggers import tensorboard_logger, wandb_logger
 from tsla.training.optim import OptimSettings
+
+Model = SequenceClassifier | TokenClassifier
 
 
 def build_task(config: Config) -> Task:
@@ -44,6 +48,8 @@ def build_task(config: Config) -> Task:
             return ListOps(**asdict(c), cache_dir=Path(config.data_dir))
         case DigitsConfig() as c:
             return Digits(seed=c.seed)
+        case MqarConfig() as c:
+            return Mqar(**asdict(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
 
@@ -94,17 +100,19 @@ def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
     }
 
 
-def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> SequenceClassifier:
-    """The classifier of a task. A pattern of layers takes its other mixers with the chosen mixer's heads."""
+def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Model:
+    """The model of a task. A pattern of layers takes its other mixers with the chosen mixer's heads."""
     pattern = [_named_mixer(name, mixer) for name in model.layers] or [mixer]
     encoder = Encoder(
-        vocab_size=spec.vocab_size, dim=model.dim, depth=model.depth,
+        vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth,
         mixer=lambda layer: build_mixer(pattern[layer % len(pattern)], model),
         causal=model.causal, positions=model.positions, max_length=spec.max_length, feed_forward=model.feed_forward,
         feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, dropout=model.dropout,
         gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
-    return SequenceClassifier(encoder, num_classes=spec.num_classes, pool=model.pool, dropout=model.dropout)
+    if spec.target == "tokens":
+        return TokenClassifier(encoder, num_classes=spec.outputs, dropout=model.dropout)
+    return SequenceClassifier(encoder, num_classes=spec.outputs, pool=model.pool, dropout=model.dropout)
 
 
 def _named_mixer(name: str, chosen: MixerConfig) -> MixerConfig:
@@ -136,7 +144,7 @@ def build_loaders(
     pinned = config.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     loaders = []
     for split in splits:
-        rows = Rows(task.split(split))
+        rows = Rows(task.split(split), task.spec)
         training = split == "train"
         batches = LengthBatches(
             rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
@@ -160,9 +168,10 @@ def build_fit(config: Config) -> FitSettings:
     """How to train."""
     t = config.trainer
     return FitSettings(
-        limits=Limits(t.max_steps, t.max_epochs, t.max_minutes), accumulate=t.accumulate,
+        limits=Limits(t.max_steps, t.max_epochs, t.max_minutes), batch_tokens=t.batch_tokens, accumulate=t.accumulate,
         validate_every=t.validate_every, checkpoint_every=t.checkpoint_every, precision=t.precision,
         accelerator=t.accelerator, devices=t.devices, compile=t.compile,
+        ema=t.ema, patience=t.patience,
         idle_parameters="none" in (config.mixer.name, *config.model.layers),  # what leads to such a mixer leads nowhere
     )  # fmt: skip
 
@@ -180,32 +189,46 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
             assert_never(config.logger)
 
 
-def save(model: SequenceClassifier, config: Config, spec: TaskSpec, folder: Path) -> None:
+def save(model: Model, config: Config, spec: TaskSpec, folder: Path) -> None:
     """Write a trained model so that `load_model` needs nothing but the folder."""
     save_model(model, {"task": spec._asdict(), "mixer": asdict(config.mixer), "model": asdict(config.model)}, folder)
 
 
-def load_model(folder: str | Path) -> SequenceClassifier:
+def load_initial(model: Model, spec: TaskSpec, folder: Path) -> None:
+    """Fill `model` with the weights of a saved one; a head that answers other questions stays as it is.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: a damaged or foreign file, or weights of another model, with what differs.
+    """
+    problems: list[str] = []
+    saved = parse_spec(read_model_config(folder).get("task"), problems)
+    if saved is None:
+        raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
+    same = (saved.target, saved.outputs, saved.names) == (spec.target, spec.outputs, spec.names)
+    load_weights(model, folder, keep=() if same else ("head.",))
+
+
+def load_model(folder: str | Path) -> Model:
     """The model that a run saved in its `model` folder, ready to use; its config is data, and checked.
 
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: a damaged or foreign file, or a config that does not fit, with what is wrong.
     """
+    return load_model_and_spec(folder)[0]
+
+
+def load_model_and_spec(folder: str | Path) -> tuple[Model, TaskSpec]:
+    """As `load_model`, with what the model has to know about its task."""
     folder = Path(folder)
     saved = read_model_config(folder)
     problems: list[str] = []
     mixer = parse_group("mixer", saved.get("mixer"), problems)
     model = parse_group("model", saved.get("model"), problems)
-    spec = saved.get("task")
-    if not isinstance(spec, dict) or set(spec) != set(TaskSpec._fields):
-        problems.append(f"task must have {', '.join(TaskSpec._fields)}, got {spec!r}")
-    else:
-        for name, size in spec.items():
-            if name != "name" and not (isinstance(size, int) and size >= 1):
-                problems.append(f"task.{name} ({size!r}) must be a whole number of at least 1")
-    if problems:
+    spec = parse_spec(saved.get("task"), problems)
+    if problems or spec is None:
         raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
-    made = build_model(model, mixer, TaskSpec(**spec))  # type: ignore[arg-type]
+    made = build_model(model, mixer, spec)
     load_weights(made, folder)
-    return made.eval()
+    return made.eval(), spec

@@ -2,23 +2,20 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tsla import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tsla.config import Config
-    from tsla.training.run_dir import RunDir
+    from tsla.training.fit import Resume
 
 HELP = """\
 tsla trains and compares transformers with linear-cost attention.
 
   tsla train [key=value ...]         train an experiment; `tsla train --help` lists what can be set
-  tsla train resume=RUN_DIR          go on with a run that was stopped
+  tsla train resume=RUN_DIR          go on with a run that was stopped; resume=auto with the newest of these options
   tsla eval RUN_DIR [split=test] [checkpoint=best|last]
                                      accuracy of a trained run
   tsla info                          versions and machine
@@ -29,9 +26,6 @@ examples
   tsla train experiment=digits mixer=softmax seed=1
   tsla train experiment=listops mixer.kv_heads=1 mixer.local_heads=2 trainer.max_steps=200
 """
-
-
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for what holds paths
 
 
 class UsageError(Exception):
@@ -80,118 +74,55 @@ def _train(arguments: list[str]) -> int:
         print(options_text())
         return 0
     resumed = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
+    others = [a for a in arguments if not a.startswith("resume=")]
     try:
         if not resumed:
-            return _run(compose(arguments), None)
+            return _new_run(compose(others), resume=False)
+        if resumed == ["auto"]:
+            return _new_run(compose(others), resume=True)
         if len(arguments) > 1:
-            others = ", ".join(a for a in arguments if not a.startswith("resume="))
-            raise UsageError(f"resume goes on with the run's own options; leave out {others or 'the second resume'}")
+            raise UsageError(f"resume goes on with the run's own options; leave out "
+                             f"{', '.join(others) or 'the second resume'}")  # fmt: skip
         path = Path(resumed[0])
         if not (path / "config.yaml").is_file():
-            raise UsageError(f"resume ({path}) must be a run directory with a config.yaml")
-        if (path / "result.json").exists():
-            print(f"{path} is finished: see {path / 'result.json'}")
-            return 0
-        return _run(read(path / "config.yaml"), path)
+            raise UsageError(f"resume ({path}) must be auto, or a run directory with a config.yaml")
+        config = read(path / "config.yaml")
     except ConfigError as error:
         raise UsageError("\n      ".join(["these options do not work:", *error.problems])) from None
+    return _resume(config, path, "last")
 
 
-def _run(config: "Config", resumed: Path | None) -> int:
-    """Train, evaluate once on the test split, and write the result."""
-    import os
+def _new_run(config: "Config", *, resume: bool) -> int:
+    """Begin a run, or with `resume` go on with the newest unfinished one of the same config if there is one."""
+    if config.init_from is not None and not (Path(config.init_from) / "model" / "config.json").is_file():
+        raise UsageError(f"init_from ({config.init_from}) must be the directory of a finished run")
+    if config.dry_run:
+        from tsla.dry_run import dry_run
 
-    from tsla.config import to_yaml
-    from tsla.training.terminal import open_console
+        return dry_run(config)
+    from tsla.run import start, train, unfinished
 
-    main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-    from tsla.training.run_dir import RunDir, new_run_dir
-
-    if resumed is not None:
-        run = RunDir(resumed)
-    elif not main_process:  # a further process of a multi-device run: the first one has made the folder
-        run = RunDir(Path(os.environ["TSLA_RUN_DIR"]))
-    else:
-        try:
-            run = new_run_dir(config.run_dir, config.experiment)
-        except (FileExistsError, OSError) as error:
-            raise UsageError(str(error)) from None
-        os.environ["TSLA_RUN_DIR"] = str(run.path)
-        run.config.write_text(to_yaml(config))
-    with open_console(run.log, quiet=not main_process) as console:
-        _print_config(config, run, console)
-        from tsla.training.stop import Stopped
-
-        try:
-            _train_and_test(config, run, console, resume=resumed is not None)
-        except Stopped as stopped:
-            console.print(f"{stopped}; go on with: tsla train resume={run.path}", **PLAIN)
-            return 128 + stopped.signum
-        except (ValueError, OSError) as error:
-            console.print(f"failed: {error}", style="red", **PLAIN)
-            return 1
-    return 0
+    try:
+        path = unfinished(config) if resume else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if path is not None:
+        return _resume(config, path, "any")
+    try:
+        run = start(config)
+    except OSError as error:
+        raise UsageError(str(error)) from None
+    return train(config, run, "no")
 
 
-def _train_and_test(config: "Config", run: "RunDir", console: "Console", *, resume: bool) -> None:
-    import os
+def _resume(config: "Config", path: Path, how: "Resume") -> int:
+    if (path / "result.json").exists():
+        print(f"{path} is finished: see {path / 'result.json'}")
+        return 0
+    from tsla.run import train
+    from tsla.training.run_dir import RunDir
 
-    import lightning as L
-
-    from tsla import build
-    from tsla.evaluation.curves import draw_curves
-    from tsla.evaluation.evaluate import evaluate
-    from tsla.evaluation.result import accuracy_table, cost_line, make_result
-    from tsla.models import account
-    from tsla.training.checkpoints import load_weights
-    from tsla.training.fit import fit
-    from tsla.training.run_dir import provenance, write_json
-
-    L.seed_everything(config.seed, verbose=False)
-    with console.status(f"preparing {config.task.name}"):
-        task = build.build_task(config)
-        spec, references = task.spec, task.references()
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        loaders = build.build_loaders(config, task, ("train", "val"), rank=rank, world=config.trainer.devices)
-    model = build.build_model(config.model, config.mixer, spec)
-    costs = account(model, spec.max_length)
-    lines = "  ".join(f"{name} {value:.3f}" for name, value in references.items())
-    console.print(f"{costs.parameters:,} parameters; to beat: {lines}", highlight=False)
-    fitted = fit(
-        model, *loaders, num_classes=spec.num_classes, optim=build.build_optim(config),
-        settings=build.build_fit(config), run=run, loggers=build.build_loggers(config, run.path), console=console,
-        seed=config.seed, resume=resume,
-    )  # fmt: skip
-    if not fitted.is_main:
-        return
-    build.save(model, config, spec, run.model)
-    load_weights(model, run.checkpoints / "best.ckpt")
-    (test,) = build.build_loaders(config, task, ("test",))
-    tested = evaluate(model, test, fitted.device)  # the one time a run looks at the test split
-    what = {"task": spec.name, "mixer": build.mixer_name(config), "experiment": config.experiment, "seed": config.seed}
-    result = make_result(what, costs, fitted, tested, references, provenance())
-    title = f"{spec.name}, {what['mixer']}, seed {config.seed}"
-    draw_curves(run.metrics, run.curves, references, title)
-    write_json(run.result, result)
-    console.print()
-    console.print(f"[bold]{title}[/]", highlight=False)
-    console.print(accuracy_table(str(what["mixer"]), tested["accuracy"], references))
-    console.print(cost_line(result), highlight=False, soft_wrap=True)
-    console.print(f"run {run.path}   learning curve {run.curves}", **PLAIN)
-
-
-def _print_config(config: "Config", run: "RunDir", console: "Console") -> None:
-    from rich.markup import escape
-
-    from tsla.config import GROUPS
-    from tsla.config.help import spell
-
-    console.print(f"[bold]tsla {__version__}[/]  experiment {config.experiment}  seed {config.seed}", highlight=False)
-    for group in GROUPS:
-        part = getattr(config, group)
-        values = " ".join(f"{f.name}={spell(getattr(part, f.name))}" for f in fields(part) if f.name != "name")
-        console.print(f"[bold]{group:8}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
-    console.print(f"[bold]run     [/]{escape(str(run.path))}", highlight=False, soft_wrap=True)
+    return train(config, RunDir(path), how)
 
 
 # tsla eval, tsla info -------------------------------------------------------------------------------------------------
@@ -223,29 +154,11 @@ def _eval(arguments: list[str]) -> int:
         config = read(run / "config.yaml")
     except ConfigError as error:
         raise UsageError(str(error)) from None
-    return _evaluate(config, checkpoint, options["split"])
-
-
-def _evaluate(config: "Config", checkpoint: Path, split: str) -> int:
-    import torch
     from rich.console import Console
 
-    from tsla import build
-    from tsla.evaluation.evaluate import evaluate
-    from tsla.evaluation.result import accuracy_table
-    from tsla.training.checkpoints import load_weights
+    from tsla.run import evaluate_run
 
-    console = Console()
-    task = build.build_task(config)
-    model = build.build_model(config.model, config.mixer, task.spec)
-    load_weights(model, checkpoint)
-    (loader,) = build.build_loaders(config, task, (split,))
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    scores = evaluate(model, loader, device)
-    title = f"{task.spec.name}, {split} split, {checkpoint.name}, loss {scores['loss']:.4f}"
-    references = task.references() if split == "test" else {}
-    console.print(f"[bold]{title}[/]", highlight=False)
-    console.print(accuracy_table(build.mixer_name(config), scores["accuracy"], references))
+    evaluate_run(config, checkpoint, options["split"], Console())
     return 0
 
 

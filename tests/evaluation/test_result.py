@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tsla.evaluation.curves import _smooth, draw_curves
-from tsla.evaluation.result import accuracy_table, cost_line
+from tsla.evaluation.result import cost_line, score_table
 
 REFERENCES = {"majority": 0.1, "root operator": 0.35}
 RESULT = {"params": 12345, "state_bytes": 4096, "steps": 2200, "seconds": 125.4, "train_tokens_per_second": 9876.5,
@@ -24,7 +24,7 @@ def text(shown: object) -> str:
 def test_the_table_is_in_rising_order(accuracy, place):
     lines = [
         line
-        for line in text(accuracy_table("taylor", accuracy, REFERENCES)).splitlines()
+        for line in text(score_table("taylor", "test accuracy", accuracy, REFERENCES)).splitlines()
         if "0." in line or "1." in line
     ]
     assert len(lines) == 3
@@ -44,7 +44,7 @@ def test_the_line_of_costs():
 def test_the_curve_is_a_picture(tmp_path, rows):
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("step,epoch,train/loss,train/accuracy,val/loss,val/accuracy\n" + rows)
-    draw_curves(metrics, tmp_path / "curves.png", REFERENCES, "digits, taylor, seed 0")
+    draw_curves(metrics, tmp_path / "curves.png", "accuracy", REFERENCES, "digits, taylor, seed 0")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and (
         tmp_path / "curves.png"
     ).stat().st_size > 9000

@@ -35,6 +35,9 @@ def test_closed_forms(d):
     assert taylor_crossover(d, packed=False) == pytest.approx(n0)
     assert taylor_crossover(d, packed=False, resource="memory") == pytest.approx(n1)
     assert taylor_crossover(d, packed=False) <= d**2 + d + 0.75
+    no_products = (4 * d * (d + 1) + 4 * (d + 1) + d) / (4 * d + 6)
+    assert taylor_crossover(d, order=0) == pytest.approx(no_products)
+    assert taylor_crossover(d, order=0, resource="memory") == pytest.approx(d + 0.5)
 
 
 def products(n, d, form):

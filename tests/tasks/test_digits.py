@@ -42,13 +42,13 @@ def test_the_seed_decides():
 
 def test_spec_fits_the_rows():
     task = Digits()
-    assert task.spec == TaskSpec("digits", 18, 10, 64)
+    assert task.spec == TaskSpec("digits", "tokens", "class", 10, 64, 18)
     for split in SPLITS:
         data = task.split(split)
         assert data.features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
-        loaded = Rows(data)
+        loaded = Rows(data, task.spec)
         assert set(loaded.lengths) == {64} and loaded.values.min() == 1 and loaded.values.max() == 17
-        assert set(loaded.labels) == set(range(10))
+        assert set(loaded.targets) == set(range(10))
 
 
 def test_unknown_split():

@@ -32,7 +32,7 @@ def test_splits_and_storage(tmp_path, capfd):
     features = source.split("train").features
     assert features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
     assert source.split("train").column_names == ["input_ids", "label"]
-    assert source.spec == TaskSpec("short", 21, 10, max(map(len, everything)))
+    assert source.spec == TaskSpec("short", "listops", "class", 10, max(map(len, everything)), 21)
     assert capfd.readouterr() == ("", ""), "no progress bars"
 
 
@@ -180,7 +180,7 @@ def test_example_of_the_release():
 def test_files_round_trip(tmp_path):
     source = task(tmp_path / "cache", path=write_files(tmp_path / "listops-1000", FILES), train_rows=0, max_length=1)
     assert {name: rows(source, name) for name in FILES} == FILES
-    assert source.spec == TaskSpec("short", 21, 10, 13)
+    assert source.spec == TaskSpec("short", "listops", "class", 10, 13, 21)
     assert source.split("test").features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
     assert "acceptance" not in source.manifest
     assert source.manifest["rows"] == {"train": 4, "val": 1, "test": 2}

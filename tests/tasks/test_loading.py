@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import train_runs as runs
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
 
 FEATURES = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
+SPEC = runs.spec(256, 1000)
 BUDGET = 60
 
 
@@ -119,12 +121,13 @@ def test_a_row_longer_than_the_budget_is_a_batch_of_its_own():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_hold_their_rows(workers):
-    loader = Loader(Rows(DATA), batches(), workers=workers)
+    loader = Loader(Rows(DATA, SPEC), batches(), workers=workers)
     seen: Counter[int] = Counter()
     for batch in loader:
-        assert batch.tokens.dtype == torch.int64 and batch.mask.dtype == torch.bool
-        assert batch.tokens.shape == batch.mask.shape and batch.mask.any(0).all()  # no column of padding alone
-        for ids, mask, label in zip(*batch, strict=True):
+        assert batch.inputs.dtype == torch.int64 and batch.mask.dtype == torch.bool
+        assert batch.inputs.shape == batch.mask.shape and batch.mask.any(0).all()  # no column of padding alone
+        for ids, mask, label, row in zip(*batch, strict=True):
+            assert row == label
             n = LENGTHS[int(label)]
             assert mask.tolist() == [True] * n + [False] * (len(mask) - n)
             assert ids[:n].tolist() == DATA[int(label)]["input_ids"] and not ids[n:].any()
@@ -133,7 +136,7 @@ def test_batches_hold_their_rows(workers):
 
 
 def test_a_worker_makes_the_same_batches_in_every_epoch():
-    plain, worked = (Loader(Rows(DATA), batches(), workers=workers) for workers in (0, 1))
+    plain, worked = (Loader(Rows(DATA, SPEC), batches(), workers=workers) for workers in (0, 1))
     for number in (0, 1):
         for loader in (plain, worked):
             loader.batches.set_epoch(number)
@@ -143,7 +146,7 @@ def test_a_worker_makes_the_same_batches_in_every_epoch():
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("stop", [0, 1, 7, "all but one", "all"])
 def test_a_resumed_loader_goes_on_where_the_first_stopped(stop, workers):
-    first = Loader(Rows(DATA), batches(), workers=workers)
+    first = Loader(Rows(DATA, SPEC), batches(), workers=workers)
     first.batches.set_epoch(2)
     whole = list(first)
     stop = {"all but one": len(whole) - 1, "all": len(whole)}.get(stop, stop)
@@ -152,7 +155,7 @@ def test_a_resumed_loader_goes_on_where_the_first_stopped(stop, workers):
         next(running)
     state = first.state_dict()
     assert state == {"given": stop % len(whole)}
-    second = Loader(Rows(DATA), batches(), workers=workers)
+    second = Loader(Rows(DATA, SPEC), batches(), workers=workers)
     second.batches.set_epoch(2)
     second.load_state_dict(state)
     rest = list(second)
@@ -163,14 +166,14 @@ def test_a_resumed_loader_goes_on_where_the_first_stopped(stop, workers):
 
 def test_bytes_up_to_255():
     data = Dataset.from_dict({"input_ids": [[255, 1, 128], [254]], "label": [3, 4]}, features=FEATURES)
-    batch = Rows(data).__getitems__([0, 1])
-    assert batch.tokens.tolist() == [[255, 1, 128], [254, 0, 0]]
-    assert batch.labels.tolist() == [3, 4]
-    assert Rows(data)[1].tokens.tolist() == [[254]]
+    batch = Rows(data, SPEC).__getitems__([0, 1])
+    assert batch.inputs.tolist() == [[255, 1, 128], [254, 0, 0]]
+    assert batch.targets.tolist() == [3, 4]
+    assert Rows(data, SPEC)[1].inputs.tolist() == [[254]]
 
 
 def test_rows_are_held_as_bytes():
-    rows = Rows(DATA)
+    rows = Rows(DATA, SPEC)
     assert rows.values.dtype == np.uint8 and rows.values.size == sum(LENGTHS)
     held = sum(x.nbytes for x in vars(rows).values() if isinstance(x, np.ndarray))
     assert held == sum(LENGTHS) + 8 * (3 * len(LENGTHS) + 1)  # offsets, lengths and labels
@@ -178,7 +181,7 @@ def test_rows_are_held_as_bytes():
 
 def test_rows_on_disk_stay_there(tmp_path):
     DATA.save_to_disk(str(tmp_path / "rows"))
-    rows = Rows(load_from_disk(str(tmp_path / "rows")))
+    rows = Rows(load_from_disk(str(tmp_path / "rows")), SPEC)
     assert not rows.values.flags.owndata and not rows.values.flags.writeable
 
 
@@ -195,15 +198,15 @@ def test_every_kind_of_dataset(tmp_path, kind):
         "one": stored.select([17]),
         "filtered": stored.select(range(20, 60)).select(range(10, 20)),
     }[kind]
-    rows = Rows(data)
+    rows = Rows(data, SPEC)
     assert len(rows) == len(data)
     for at, row in enumerate(data):
         got = rows[at]
-        assert got.tokens.tolist() == [row["input_ids"]] and got.labels.tolist() == [row["label"]]
+        assert got.inputs.tolist() == [row["input_ids"]] and got.targets.tolist() == [row["label"]]
 
 
 def test_no_rows_at_all():
-    rows = Rows(DATA.select([]))
+    rows = Rows(DATA.select([]), SPEC)
     source = LengthBatches(rows.lengths, BUDGET, seed=0)
     assert len(rows) == len(source) == 0 and list(source) == []
     loader = Loader(rows, source)
@@ -211,7 +214,7 @@ def test_no_rows_at_all():
 
 
 def test_threads_may_share_the_rows():
-    rows = Rows(DATA)
+    rows = Rows(DATA, SPEC)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(rows.__getitems__, [[i, i + 1] for i in range(100)]))
-    assert [batch.labels.tolist() for batch in made] == [[i, i + 1] for i in range(100)]
+    assert [batch.targets.tolist() for batch in made] == [[i, i + 1] for i in range(100)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_runs as runs
 from datasets import Dataset, Features, List, Value
 from rich.console import Console
 from torch import Tensor, nn
@@ -18,14 +19,16 @@ from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.training import module as training_module
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings, Fitted, fit
-from tsla.training.module import ClassifierModule
+from tsla.training.module import Learner
+from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings
 from tsla.training.run_dir import RunDir
 
 OPTIM = OptimSettings(lr=1e-2, final_lr=0.0, warmup_steps=0, weight_decay=0.0, beta1=0.9, beta2=0.98, clip_norm=0.0)
+SPEC = runs.spec(11)
 SETTINGS = FitSettings(
-    limits=Limits(6, None, None), accumulate=1, validate_every=100, checkpoint_every=100, precision="fp32",
-    accelerator="cpu", devices=1, compile=False,
+    limits=Limits(6, None, None), batch_tokens=160, accumulate=1, validate_every=100, checkpoint_every=100,
+    precision="fp32", accelerator="cpu", devices=1, compile=False,
 )  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def rows(count: int = 48, length: int = 10) -> Dataset:
 
 
 def loader(data: Dataset, batch_rows: int, *, seed: int | None = None, length: int = 10) -> Loader:
-    loaded = Rows(data)
+    loaded = Rows(data, SPEC)
     return Loader(loaded, LengthBatches(loaded.lengths, batch_rows * length, seed=seed))
 
 
@@ -46,12 +49,12 @@ def model(dim: int = 16, depth: int = 1, vocab: int = 11, **options) -> Sequence
     return SequenceClassifier(Encoder(vocab_size=vocab, dim=dim, depth=depth, heads=2, **options), num_classes=10)
 
 
-def run(folder: Path, made: nn.Module, train: Loader, *, val: Loader | None = None, resume=False, optim=OPTIM,
+def run(folder: Path, made: nn.Module, train: Loader, *, val: Loader | None = None, resume="no", optim=OPTIM,
         settings: FitSettings = SETTINGS) -> Fitted:  # fmt: skip
     folder.mkdir(exist_ok=True)
     return fit(
-        made, train, loader(rows(16), 16) if val is None else val, num_classes=10, optim=optim, settings=settings,
-        run=RunDir(folder), loggers=[], console=Console(quiet=True), seed=0, resume=resume,
+        made, train, loader(rows(16), 16) if val is None else val, objective=Objective(SPEC), optim=optim,
+        settings=settings, run=RunDir(folder), loggers=[], console=Console(quiet=True), seed=0, resume=resume,
     )  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def gradients(monkeypatch):
     def flat(module: nn.Module) -> Tensor:
         return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
-    def before(module: ClassifierModule, optimizer: object) -> None:
+    def before(module: Learner, optimizer: object) -> None:
         seen["before"].append(flat(module))
 
     make = training_module.make_optimizer
@@ -73,7 +76,7 @@ def gradients(monkeypatch):
         optimizer.register_step_post_hook(lambda *_: seen["after"].append(flat(made)))
         return optimizer
 
-    monkeypatch.setattr(ClassifierModule, "on_before_optimizer_step", before)
+    monkeypatch.setattr(Learner, "on_before_optimizer_step", before)
     monkeypatch.setattr(training_module, "make_optimizer", watched)
     return seen
 
@@ -109,7 +112,7 @@ def test_gradients_are_left_alone_below_the_bound(tmp_path, gradients, clip_norm
 def test_the_gradient_is_that_of_the_mean_loss(tmp_path, gradients):
     made, data = model(), loader(rows(), 12)
     batch = next(iter(data))
-    nn.functional.cross_entropy(made(batch.tokens, batch.mask), batch.labels).backward()
+    nn.functional.cross_entropy(made(batch.inputs, batch.mask), batch.targets).backward()
     expected = torch.cat([p.grad.flatten() for p in made.parameters()])
     run(tmp_path / "a", model(), data, settings=SETTINGS._replace(limits=Limits(1, None, None)))
     torch.testing.assert_close(gradients["before"][0], expected)
@@ -144,7 +147,7 @@ def test_it_learns(tmp_path, change):
         tmp_path / "a", model(positions="learned", max_length=10), loader(data, 12, seed=0), val=loader(data, 48),
         optim=optim, settings=settings,
     )  # fmt: skip
-    assert fitted.best_val_accuracy > 0.25
+    assert fitted.best_score > 0.25
 
 
 def test_gradient_checkpointing_trains_the_same(tmp_path):
@@ -186,10 +189,10 @@ def test_the_rate_falls_until_the_end_and_not_before(tmp_path, name, monkeypatch
     limits, accumulate, steps = LIMITS[name]
     rates = []
 
-    def note(module: ClassifierModule, optimizer: torch.optim.Optimizer) -> None:
+    def note(module: Learner, optimizer: torch.optim.Optimizer) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(ClassifierModule, "on_before_optimizer_step", note)
+    monkeypatch.setattr(Learner, "on_before_optimizer_step", note)
     run(tmp_path / "a", model(), loader(rows(), 12), settings=SETTINGS._replace(limits=limits, accumulate=accumulate))
     expected = [1e-2 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
     assert rates == pytest.approx(expected)
@@ -206,9 +209,9 @@ def test_minutes_end_a_training_and_guide_its_rate(tmp_path):
 
 
 def digits(rows_: slice, *, labels: Tensor | None = None, split: str = "train") -> Loader:
-    loaded = Rows(Digits().split(split).select(range(*rows_.indices(len(Digits().split(split))))))
+    loaded = Rows(Digits().split(split).select(range(*rows_.indices(len(Digits().split(split))))), Digits().spec)
     if labels is not None:
-        loaded.labels = loaded.labels[labels.numpy()]
+        loaded.targets = loaded.targets[labels.numpy()]
     return Loader(loaded, LengthBatches(loaded.lengths, 64 * 64, seed=0))
 
 
@@ -219,7 +222,7 @@ def test_256_rows_can_be_learnt_by_heart(tmp_path):
     run(tmp_path / "a", made, data, val=data, optim=OPTIM._replace(lr=3e-3, clip_norm=1.0),
         settings=SETTINGS._replace(limits=Limits(300, None, None)))  # fmt: skip
     with torch.no_grad():
-        losses = [nn.functional.cross_entropy(made.eval()(b.tokens, b.mask), b.labels) for b in data]
+        losses = [nn.functional.cross_entropy(made.eval()(b.inputs, b.mask), b.targets) for b in data]
     assert sum(losses) / len(losses) < 0.05
 
 
@@ -232,5 +235,5 @@ def test_shuffled_labels_teach_nothing(tmp_path):
     run(tmp_path / "a", made, digits(slice(None), labels=shuffled), val=test, optim=OPTIM._replace(lr=3e-3),
         settings=SETTINGS._replace(limits=Limits(150, None, None)))  # fmt: skip
     with torch.no_grad():
-        right = sum(int((made.eval()(b.tokens, b.mask).argmax(-1) == b.labels).sum()) for b in test)
+        right = sum(int((made.eval()(b.inputs, b.mask).argmax(-1) == b.targets).sum()) for b in test)
     assert abs(right / 360 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 360)

@@ -33,12 +33,19 @@ def test_wandb_is_offline_and_silent(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
     with pytest.raises(ValueError, match="online"):  # wandb reads its settings here; offline must still be heeded
         wandb_logger(tmp_path, project="x", mode="online")
-    run = tmp_path / "ein Lauf"
+    run = tmp_path / "ein Lauf: lr=0.1, #1?"
     assert runs.train(*ARGUMENTS, "logger=wandb", f"run_dir='{run}'") == 0
     (offline,) = (run / "wandb").glob("offline-run-*")
     assert list(offline.glob("*.wandb"))
     assert runs.result(run)["steps"] == 12
     assert runs.metrics(run)
+
+
+def test_wandb_knows_a_run_by_its_folder(tmp_path):
+    def number(name: str) -> str:
+        return wandb_logger(tmp_path / name, project="x", mode="offline").version
+
+    assert number("a/seed0") == number("a/seed0") != number("b/seed0")
 
 
 def test_wandb_online_needs_a_key(tmp_path, monkeypatch):

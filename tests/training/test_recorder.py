@@ -9,7 +9,7 @@ import train_runs as runs
 from tsla import build
 from tsla.config import read as config_of
 from tsla.tasks.loading import Batch, Loader
-from tsla.training.module import ClassifierModule
+from tsla.training.module import Learner
 from tsla.training.recorder import MetricsFile
 
 LISTOPS = (*runs.LISTOPS, *runs.HEADS)
@@ -76,14 +76,14 @@ def test_files_of_another_kind_do_no_harm(tmp_path, content):
 def run(tmp_path_factory):
     """A run of 34 steps; what metrics.csv held at each."""
     folder = tmp_path_factory.mktemp("recorder")
-    step, seen = ClassifierModule.training_step, {}
+    step, seen = Learner.training_step, {}
 
     def training_step(module, *arguments):
         seen[module.trainer.global_step] = read(folder / "run" / "metrics.csv")
         return step(module, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClassifierModule, "training_step", training_step)
+        patch.setattr(Learner, "training_step", training_step)
         status = runs.train(
             *LISTOPS, "trainer.max_steps=34", "trainer.validate_every=15", f"run_dir={folder / 'run'}",
             f"data_dir={folder / 'data'}",
@@ -118,7 +118,7 @@ def test_a_row_every_ten_steps_and_after_each_validation(run):
             assert not value or (name in ("step", "epoch")) == value.isdigit(), (name, value)
             assert not value or "accuracy" not in name or 0 <= float(value) <= 1
     names = {"step", "epoch", "train/loss", "train/accuracy", "optim/lr", "perf/tokens_per_second"}
-    assert set(rows[0]) == names | {"val/loss", "val/accuracy"}
+    assert set(rows[0]) == names | {"val/loss", "val/accuracy", "val/f1"}
 
 
 def test_rows_are_on_disk_while_the_run_goes_on(run):

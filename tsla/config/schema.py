@@ -11,6 +11,7 @@ from typing import Any
 from tsla.config.options import option
 
 LISTOPS = ("listops", "listops_medium", "listops_short")
+MQAR = ("mqar", "mqar_mix")
 MIXERS = ("none", "taylor", "softmax", "window")
 
 
@@ -36,6 +37,20 @@ class DigitsConfig:
 
     name: str = option("digits", "the task", choices=("digits",))
     seed: int = option(0, "of the split into train, val and test", low=0)
+
+
+@dataclass
+class MqarConfig:
+    """Multi-query associative recall, generated. Segments are written as length/pairs/rows."""
+
+    name: str = option("mqar", "one kind of rows, or the standard mix of lengths; see configs/task", choices=MQAR)
+    vocab_size: int = option(256, "tokens; one half are keys, the other values", low=4)
+    train: list[str] = option(["64/4/20000"], "segments of the training split")
+    val: list[str] = option(["64/4/1000"], "segments of the validation split")
+    test: list[str] = option(["64/4/3000"], "segments of the test split")
+    power: float = option(0.01, "queries stand near the pairs at small values, anywhere at 1", above=0)
+    filler: bool = option(True, "random tokens between the queries instead of zeros")
+    seed: int = option(0, "of the rows, apart from the run's seed", low=0)
 
 
 @dataclass
@@ -100,7 +115,7 @@ class EncoderConfig:
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
     feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
-    pool: str = option("mean", "from tokens to one vector", choices=("mean", "cls", "attention"))
+    pool: str = option("mean", "from tokens to one vector, if a task wants one", choices=("mean", "cls", "attention"))
     dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)
     gradient_checkpointing: bool = option(False, "run blocks again in the backward pass instead of keeping them")
 
@@ -136,6 +151,8 @@ class TrainerConfig:
     devices: int = option(1, "processes, one per device", low=1)
     compile: bool = option(False, "torch.compile the model")
     workers: int = option(0, "processes that make batches", low=0)
+    ema: float | None = option(None, "decay of a moving average of the weights, which is then used", above=0, high=1)
+    patience: int | None = option(None, "validations without a new best after which training ends", low=1)
 
 
 @dataclass
@@ -161,7 +178,7 @@ class TensorboardLoggerConfig:
     name: str = option("tensorboard", "the logger", choices=("tensorboard",))
 
 
-TaskConfig = ListOpsConfig | DigitsConfig
+TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig
 MixerConfig = NoneConfig | TaylorConfig | SoftmaxConfig | WindowConfig
 ModelConfig = EncoderConfig
 OptimConfig = AdamWConfig
@@ -182,6 +199,8 @@ class Config:
     seed: int = option(0, "of weights, order and dropout", low=0, high=2**32 - 1)
     run_dir: str | None = option(None, "where the run goes; null = runs/<experiment>/<date-time-id>")
     data_dir: str = option("data", "where tasks keep what they generate")
+    init_from: str | None = option(None, "a run whose weights to start from; a head of another task stays new")
+    dry_run: bool = option(False, "only tell shapes, parameters, memory and time, after two steps")
 
 
 GROUPS: dict[str, Any] = {

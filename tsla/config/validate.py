@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tsla.config.schema import Config, HeadsConfig, ListOpsConfig, NoneConfig, TaylorConfig
+from tsla.config.schema import Config, HeadsConfig, ListOpsConfig, MqarConfig, NoneConfig, TaylorConfig
 
 
 def find_problems(config: Config) -> list[str]:
@@ -14,6 +14,23 @@ def _task(config: Config) -> Iterator[str]:
     task = config.task
     if isinstance(task, ListOpsConfig) and task.min_length + 1 >= task.max_length:
         yield f"task.min_length ({task.min_length}) must be below task.max_length - 1 ({task.max_length - 1})"
+    if isinstance(task, MqarConfig):
+        for split in ("train", "val", "test"):
+            yield from _segments(task, split)
+
+
+def _segments(task: MqarConfig, split: str) -> Iterator[str]:
+    segments = getattr(task, split)
+    if not segments:
+        yield f"task.{split} ([]) must name at least one segment, such as [64/4/1000]"
+    for text in segments:
+        parts = text.split("/")
+        length, pairs, rows = map(int, parts) if len(parts) == 3 and all(map(str.isdecimal, parts)) else (0, 0, 0)
+        if not rows or not pairs or length % 2 or 4 * pairs > length:
+            yield (f"task.{split} ({text!r}) must have the form length/pairs/rows, such as 64/4/1000, "
+                   "the length even and at least 4 * pairs")  # fmt: skip
+        elif task.vocab_size <= length or pairs > task.vocab_size // 2 - 1:
+            yield f"task.vocab_size ({task.vocab_size}) must be above the length and twice the pairs of {text}"
 
 
 def _mixer(config: Config) -> Iterator[str]:
@@ -44,6 +61,11 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
     if model.pool == "cls" and model.causal:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
+    if isinstance(config.task, MqarConfig):
+        if not model.causal:
+            yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
+        if model.pool != "mean":
+            yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
     if len(model.layers) > model.depth:
         yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
     others = [name for name in model.layers if name not in ("none", config.mixer.name)]

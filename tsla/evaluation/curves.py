@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def draw_curves(metrics: Path, target: Path, references: Mapping[str, float], title: str) -> None:
-    """Write a PNG with loss and accuracy against steps, and the reference accuracies as labelled lines."""
+def draw_curves(metrics: Path, target: Path, monitor: str, references: Mapping[str, float], title: str) -> None:
+    """Write a PNG with loss and the monitored score against steps, and the references as labelled lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,18 +20,20 @@ def draw_curves(metrics: Path, target: Path, references: Mapping[str, float], ti
         return [step for step, _ in pairs], [value for _, value in pairs]
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name in ((left, "loss"), (right, "accuracy")):
+    for axis, name in ((left, "loss"), (right, monitor)):
         steps, values = column(f"train/{name}")
-        axis.plot(steps, values, color="#b9c7d6", linewidth=1)
-        axis.plot(steps, _smooth(values), color="#2b5c8a", linewidth=1.8, label="train")
+        if values:  # not every score is told of training batches
+            axis.plot(steps, values, color="#b9c7d6", linewidth=1)
+            axis.plot(steps, _smooth(values), color="#2b5c8a", linewidth=1.8, label="train")
         axis.plot(*column(f"val/{name}"), color="#c8501e", linewidth=1.8, marker="o", markersize=3, label="validation")
         axis.set_xlabel("optimiser steps")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     left.set_ylabel("loss (nats)")
     left.legend(frameon=False)
-    right.set_ylabel("accuracy")
-    right.set_ylim(0, 1.02)
+    right.set_ylabel(monitor)
+    if monitor != "r2":  # which has no lowest value
+        right.set_ylim(0, 1.02)
     for name, value in references.items():
         right.axhline(value, color="0.55", linewidth=0.9, linestyle="--")
         right.annotate(

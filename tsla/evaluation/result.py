@@ -5,24 +5,26 @@ from typing import Any
 
 from rich.table import Table
 
+from tsla.evaluation.evaluate import Scores
 from tsla.models import Account
 from tsla.training.fit import Fitted
 from tsla.training.run_dir import peak_memory_bytes
 
 
 def make_result(
-    what: Mapping[str, Any], costs: Account, fitted: Fitted, tested: Mapping[str, float],
+    what: Mapping[str, Any], costs: Account, fitted: Fitted, tested: Scores, monitor: str,
     references: Mapping[str, float], provenance: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of result.json: fractions 0-1, nats, seconds, bytes. Test metrics are of the best checkpoint."""
     return {
         **what,
         "params": costs.parameters,
+        "monitor": monitor,
         "metrics": {
-            "test/accuracy": tested["accuracy"],
-            "test/loss": tested["loss"],
-            "val/accuracy": fitted.best_val_accuracy,
+            **{f"test/{name}": value for name, value in tested.metrics.items()},
+            f"val/{monitor}": fitted.best_score,
         },
+        "slices": {name: [part._asdict() for part in parts] for name, parts in tested.slices.items()},
         "references": dict(references),
         "best_step": fitted.best_step,
         "steps": fitted.steps,
@@ -35,14 +37,25 @@ def make_result(
     }
 
 
-def accuracy_table(name: str, accuracy: float, references: Mapping[str, float]) -> Table:
-    """Rows in rising accuracy; the model's own stands out."""
+def score_table(name: str, heading: str, score: float, references: Mapping[str, float]) -> Table:
+    """The model's score under a heading, beside the references; rows in rising order, the model's own stands out."""
     table = Table()
     table.add_column("")
-    table.add_column("test accuracy", justify="right")
-    for label, value in sorted([*references.items(), (name, accuracy)], key=lambda row: row[1]):
+    table.add_column(heading, justify="right")
+    for label, value in sorted([*references.items(), (name, score)], key=lambda row: row[1]):
         style = "bold green" if label == name else "dim"
         table.add_row(label, f"{value:.3f}", style=style)
+    return table
+
+
+def slice_table(name: str, parts: list[Mapping[str, Any]], heading: str) -> Table:
+    """Scores by the values of one slice."""
+    table = Table()
+    table.add_column(name)
+    table.add_column("items", justify="right")
+    table.add_column(heading, justify="right")
+    for part in parts:
+        table.add_row(part["value"], f"{part['items']:,}", f"{part['score']:.3f}")
     return table
 
 

@@ -4,7 +4,7 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tsla.mixers import Mixer
@@ -22,8 +22,8 @@ class Account(NamedTuple):
     state_bytes: int
 
 
-def account(model: nn.Module, length: int) -> Account:
-    """Costs of `model`, which takes token ids ``(b, n)``, for sequences of `length` tokens.
+def account(model: nn.Module, length: int, *, channels: int | None = None) -> Account:
+    """Costs of `model` for sequences of `length` tokens: ids ``(b, n)``, or ``(b, n, channels)`` numbers if given.
 
     Operations are counted while a copy runs on the meta device, so nothing is computed.
 
@@ -34,7 +34,7 @@ def account(model: nn.Module, length: int) -> Account:
         raise ValueError(f"length ({length}) must be at least 1")
     twin = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(torch.zeros(1, length, dtype=torch.long, device="meta"))
+        twin(example_input(length, channels))
     mixers = [m for m in model.modules() if isinstance(m, Mixer)]
     inner = {id(part) for m in mixers for part in m.modules() if part is not m}  # counted by the mixer they are part of
     return Account(
@@ -42,3 +42,10 @@ def account(model: nn.Module, length: int) -> Account:
         flops_per_token=counter.get_total_flops() / length,
         state_bytes=sum(m.state_bytes(length) for m in mixers if id(m) not in inner),
     )
+
+
+def example_input(length: int, channels: int | None = None) -> Tensor:
+    """One sequence of zeros on the meta device, as a model of token ids or of `channels` numbers takes it."""
+    if channels is None:
+        return torch.zeros(1, length, dtype=torch.long, device="meta")
+    return torch.zeros(1, length, channels, device="meta")

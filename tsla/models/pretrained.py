@@ -39,8 +39,8 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "format"}
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill `model` from `folder`; names and shapes must match.
+def load_weights(model: nn.Module, folder: Path, *, keep: tuple[str, ...] = ()) -> None:
+    """Fill `model` from `folder`; names and shapes must match, but for names that begin as `keep` says: those stay.
 
     Raises:
         FileNotFoundError: no weights there.
@@ -54,6 +54,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     own = model.state_dict()
+    if keep:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
+        weights |= {name: tensor for name, tensor in own.items() if name.startswith(keep)}
     differing = [
         f"{name}: {_shape(own.get(name))} here, {_shape(weights.get(name))} in the file"
         for name in sorted(own.keys() | weights.keys())

@@ -1,31 +1,89 @@
-"""What every task offers: a spec, three splits of token rows, and reference lines to read an accuracy against."""
+"""What every task offers: a spec, three splits of rows, and reference lines to read a score against."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from datasets import Dataset
 
 SPLITS = ("train", "val", "test")
+INPUTS = ("bytes", "tokens", "listops", "series")
+TARGETS = ("class", "labels", "numbers", "tokens")
 PAD = 0  # the id every token table reserves for padding; it is never a real token
+IGNORE = -100  # the target of a token that is not scored
 
 
 class TaskSpec(NamedTuple):
-    """What a model has to know about a task.
+    """What a model, a loss and a reader of new inputs have to know of a task: plain data, kept beside the weights.
 
-    `vocab_size` counts the padding id; `max_length` is the longest row in tokens, over all splits.
+    name: of the task.
+    inputs: how a raw input becomes a row (see `tsla.tasks.encoding`): ``"bytes"`` of a text, ``"tokens"`` given as
+        whole numbers from 0, ``"listops"``, or a ``"series"`` of real numbers.
+    target: ``"class"``, one of them; ``"labels"``, any number of them; ``"numbers"``; ``"tokens"``, a class for each
+        scored token.
+    outputs: classes, labels or numbers.
+    max_length: the longest row in tokens, over all splits.
+    vocab_size: token ids, with the padding id; None for a series.
+    channels: numbers at each step of a series; None for tokens.
+    names: of the outputs; empty where they are their indices.
+    input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
 
     name: str
-    vocab_size: int
-    num_classes: int
+    inputs: str
+    target: str
+    outputs: int
     max_length: int
+    vocab_size: int | None = None
+    channels: int | None = None
+    names: tuple[str, ...] = ()
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+
+
+def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
+    """The spec of plain data, such as a saved one, or None with its problems noted."""
+    known = set(TaskSpec._fields)
+    if not isinstance(data, dict) or not set(data) <= known or not set(TaskSpec._fields[:5]) <= set(data):
+        problems.append(f"task must have {', '.join(TaskSpec._fields[:5])}, and of {', '.join(sorted(known))}, "
+                        f"got {data!r}")  # fmt: skip
+        return None
+    found = len(problems)
+    for name, value in data.items():
+        if name in ("inputs", "target"):
+            allowed = INPUTS if name == "inputs" else TARGETS
+            if value not in allowed:
+                problems.append(f"task.{name} ({value!r}) must be one of {', '.join(allowed)}")
+        elif name == "name":
+            if not isinstance(value, str):
+                problems.append(f"task.name ({value!r}) must be a text")
+        elif name in ("outputs", "max_length") or (name in ("vocab_size", "channels") and value is not None):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                problems.append(f"task.{name} ({value!r}) must be a whole number of at least 1")
+        elif value is not None:
+            kind = str if name == "names" else float
+            if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+                problems.append(f"task.{name} ({value!r}) must be a list of {'texts' if kind is str else 'numbers'}")
+    if (data.get("vocab_size") is None) == (data.get("channels") is None):
+        problems.append("task must have either vocab_size or channels")
+    if len(problems) > found:
+        return None
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    return TaskSpec(**values)
 
 
 class Task(Protocol):
-    """A classification task over token rows.
+    """A task over rows of tokens or numbers.
 
-    `split` returns a `datasets.Dataset` with the columns `input_ids` (list<uint8>, no padding, no id 0)
-    and `label` (int64). `references` maps a short name to the test accuracy (0-1) of a trivial rule, in rising order.
-    Both build what they need on first use and read it from disk afterwards.
+    `split` returns a `datasets.Dataset` with the columns
+
+    - `input_ids` (list<unsigned int>, no padding, no id 0) or, for a series, `values` (list<float32>, step by step)
+    - `label`: int64; for labels list<uint8>, 1 where one applies; for numbers list<float32>, not standardised; for
+      tokens list<int32> as long as `input_ids`, `IGNORE` where nothing is asked
+    - any others: names of slices whose scores are told apart, a value for each row, or for each scored token (a list)
+
+    `references` maps a short name to the test score of a trivial rule (in the objective's monitored metric), in rising
+    order. Both build what they need on first use and read it from disk afterwards.
     """
 
     @property

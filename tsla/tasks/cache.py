@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from filelock import FileLock
 
 KEY_FILE = "key.json"  # written last, so that a folder that has it is complete
@@ -43,7 +45,8 @@ def _build(folder: Path, key: Mapping[str, object], build: Callable[[Path], None
             shutil.rmtree(abandoned)
     partial.mkdir()
     try:
-        build(partial)
+        with no_progress_bars():
+            build(partial)
         (partial / KEY_FILE).write_text(json.dumps(key, sort_keys=True, indent=2) + "\n")
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
@@ -52,6 +55,19 @@ def _build(folder: Path, key: Mapping[str, object], build: Callable[[Path], None
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(folder.parent)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without the bars of `datasets`, which would tear up a run's own."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _flush(path: Path) -> None:

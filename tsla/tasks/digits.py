@@ -25,7 +25,7 @@ class Digits:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec(name="digits", vocab_size=18, num_classes=10, max_length=64)
+        return TaskSpec(name="digits", inputs="tokens", target="class", outputs=10, max_length=64, vocab_size=18)
 
     def split(self, name: str) -> Dataset:
         """The rows of ``train``, ``val`` or ``test``."""

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_from_disk
-from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
@@ -95,7 +93,10 @@ class ListOps:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec(self.name, len(TOKENS), 10, self.manifest["length"]["max"])
+        longest = self.manifest["length"]["max"]
+        return TaskSpec(
+            name=self.name, inputs="listops", target="class", outputs=10, max_length=longest, vocab_size=len(TOKENS)
+        )
 
     def split(self, name: str) -> Dataset:
         if name not in SPLITS:
@@ -226,20 +227,7 @@ def _store(rows: list[Row], folder: Path) -> None:
         offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
         ids = pa.ListArray.from_arrays(offsets, np.frombuffer(b"".join(tokens), np.uint8))
         tables.append(pa.table({"input_ids": ids, "label": pa.array(labels, pa.int64())}))
-    with _no_progress_bars():
-        Dataset(pa.concat_tables(tables)).save_to_disk(str(folder))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
+    Dataset(pa.concat_tables(tables)).save_to_disk(str(folder))
 
 
 def _describe(splits: dict[str, list[Row]]) -> dict[str, object]:

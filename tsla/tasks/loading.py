@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -11,47 +12,104 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from tsla.tasks.base import PAD
+from tsla.tasks.base import IGNORE, PAD, TaskSpec
 
+Array = NDArray[Any]
 BUCKETS = 16  # steps between the shortest and the longest row: finer pads less, coarser mixes rows more
 
 
 class Batch(NamedTuple):
-    """tokens ``(b, n)`` int64, padded right with 0;  mask ``(b, n)`` bool, True = real;  labels ``(b,)`` int64."""
+    """One batch of rows.
 
-    tokens: Tensor
+    inputs: token ids ``(b, n)`` int64, padded right with 0, or a series ``(b, n, channels)`` float32.
+    mask: ``(b, n)`` bool, True = real.
+    targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, or token classes ``(b, n)`` int64.
+    rows: which of the split these are, ``(b,)`` int64.
+    """
+
+    inputs: Tensor
     mask: Tensor
-    labels: Tensor
+    targets: Tensor
+    rows: Tensor
 
 
 class Rows(TorchDataset[Batch]):
-    """Token rows in one flat uint8 buffer, straight from Arrow (memory-mapped if the dataset is); fetched by the batch.
+    """Rows in flat buffers, straight from Arrow (memory-mapped if the dataset is); fetched by the batch.
 
     Args:
-        data: columns `input_ids` (list<uint8>) and `label`.
+        data: columns as `tsla.tasks.base.Task` says.
+        spec: of the task; its means and deviations standardise a series and numbers.
     """
 
-    def __init__(self, data: Dataset) -> None:
-        column = data.with_format("arrow")[:]["input_ids"].combine_chunks()
-        self.offsets: NDArray[np.int64] = column.offsets.to_numpy().astype(np.int64)
-        self.values: NDArray[np.uint8] = column.values.to_numpy(zero_copy_only=True)
-        self.labels: NDArray[np.int64] = np.asarray(data.with_format("numpy")[:]["label"], dtype=np.int64)
+    def __init__(self, data: Dataset, spec: TaskSpec) -> None:
+        self.spec = spec
+        table = data.with_format("arrow")[:]
+        names = set(table.column_names)
+        (column,) = names & {"input_ids", "values"}
+        width = spec.channels or 1
+        self.offsets, self.values = _ragged(table[column])
+        if spec.channels is not None:
+            self.values = _standardised(self.values.reshape(-1, width), spec.input_mean, spec.input_std)
+        self.offsets = self.offsets // width
         self.lengths = np.diff(self.offsets)
+        self.targets = self._targets(table["label"])
+        self.slices: dict[str, list[Any]] = {
+            name: _flat(table[name].to_pylist()) for name in sorted(names - {column, "label"})
+        }
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.lengths)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch: torch hands over all its indices at once."""
         lengths = self.lengths[indices]
-        tokens = np.full((len(indices), int(lengths.max())), PAD, dtype=np.int64)
-        for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
-            tokens[row, :length] = self.values[self.offsets[index] : self.offsets[index] + length]
-        mask = np.arange(tokens.shape[1]) < lengths[:, None]
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(self.labels[indices]))
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        series = self.spec.channels is not None
+        inputs = self._padded(self.values, mask, indices, 0.0 if series else PAD, np.float32 if series else np.int64)
+        if self.spec.target == "tokens":
+            targets = self._padded(self.targets, mask, indices, IGNORE, np.int64)
+        else:
+            targets = self.targets[indices]
+        return Batch(*map(torch.from_numpy, (inputs, mask, targets, np.asarray(indices, dtype=np.int64))))
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
+
+    def _padded(self, flat: Array, mask: Array, indices: list[int], fill: float, kind: type) -> Array:
+        """Each row's piece of a flat buffer, padded right to the width of `mask`."""
+        padded = np.full((*mask.shape, *flat.shape[1:]), fill, dtype=kind)
+        for row, index in enumerate(indices):
+            piece = flat[self.offsets[index] : self.offsets[index + 1]]
+            padded[row, : len(piece)] = piece
+        return padded
+
+    def _targets(self, column: pa.ChunkedArray) -> Array:
+        match self.spec.target:
+            case "class":
+                return column.to_numpy().astype(np.int64)
+            case "labels":
+                return _ragged(column)[1].reshape(-1, self.spec.outputs).astype(np.float32)
+            case "numbers":
+                values = _ragged(column)[1].reshape(-1, self.spec.outputs)
+                return _standardised(values, self.spec.target_mean, self.spec.target_std)
+            case _:
+                return _ragged(column)[1]
+
+
+def _ragged(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Array]:
+    """Offsets and values of a column of lists."""
+    lists = column.combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0], lists.flatten().to_numpy(zero_copy_only=False)
+
+
+def _standardised(values: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    return ((values - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    """Values of rows as they are, those of scored tokens one after the other."""
+    return [item for value in values for item in value] if values and isinstance(values[0], list) else values
 
 
 class LengthBatches:
@@ -116,7 +174,7 @@ class Loader(DataLoader[Any]):
             rows, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, pin_memory=pin_memory,
             persistent_workers=workers > 0,
         )  # fmt: skip
-        self.batches = batches
+        self.rows, self.batches = rows, batches
         self.given = 0
         self.skip = 0
 

@@ -52,6 +52,7 @@ class Clock(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()
         self.step = trainer.global_step
+        self._stop_at_limit(trainer)  # a run that was ended after its last step has none left
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         self.step = trainer.global_step + 1  # the schedule asks after this step, before Lightning has counted it
@@ -61,6 +62,9 @@ class Clock(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._stop_at_limit(trainer)
+
+    def _stop_at_limit(self, trainer: L.Trainer) -> None:
         if self.limit_seconds and self.elapsed >= self.limit_seconds:
             trainer.should_stop = True
 
@@ -71,4 +75,4 @@ class Clock(L.Callback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.earlier_seconds = state_dict["seconds"]
+        self.earlier_seconds = self.elapsed = state_dict["seconds"]

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -14,14 +14,19 @@ from rich.console import Console
 from torch import nn
 
 from tsla.tasks.loading import Loader
-from tsla.training.checkpoints import Checkpoints, CrashSafeIO, load_weights
+from tsla.training.average import WeightAverage
+from tsla.training.checkpoints import Checkpoints, CrashSafeIO, latest_checkpoint, load_weights
 from tsla.training.clock import Clock, Limits
-from tsla.training.module import ClassifierModule
+from tsla.training.guards import TrainingFailed, describe_out_of_memory, is_out_of_memory
+from tsla.training.module import Learner
+from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings
 from tsla.training.progress import ProgressBar
 from tsla.training.recorder import Recorder
 from tsla.training.run_dir import RunDir
 from tsla.training.stop import StopOnSignal
+
+Resume = Literal["no", "last", "any"]
 
 
 class FitSettings(NamedTuple):
@@ -31,6 +36,7 @@ class FitSettings(NamedTuple):
     """
 
     limits: Limits
+    batch_tokens: int
     accumulate: int
     validate_every: int
     checkpoint_every: int
@@ -38,68 +44,99 @@ class FitSettings(NamedTuple):
     accelerator: str
     devices: int
     compile: bool
+    ema: float | None = None
+    patience: int | None = None
     idle_parameters: bool = False
 
 
 class Fitted(NamedTuple):
-    """What a training reports: steps, seconds with validation, real tokens per second without, the best validation."""
+    """What a training reports: steps, seconds with validation, real tokens per second without, the best validation.
+
+    best_score is of the objective's monitored score, best_step the optimiser step it was reached at.
+    """
 
     steps: int
     seconds: float
     tokens_per_second: float
     best_step: int
-    best_val_accuracy: float
+    best_score: float
     device: torch.device
     is_main: bool
 
 
 def fit(
-    model: nn.Module, train: Loader, val: Loader, *, num_classes: int, optim: OptimSettings, settings: FitSettings,
-    run: RunDir, loggers: list[Logger], console: Console, seed: int, resume: bool,
+    model: nn.Module, train: Loader, val: Loader, *, objective: Objective, optim: OptimSettings, settings: FitSettings,
+    run: RunDir, loggers: list[Logger], console: Console, seed: int, resume: Resume = "no",
 ) -> Fitted:  # fmt: skip
     """Train `model` in place until the first limit, with metrics.csv and checkpoints in `run`.
 
     Args:
-        model: has `run(tokens, mask) -> (logits, aux)`.
+        model: has `run(inputs, mask) -> (logits, aux)`; it ends with the weights that are to be used, the moving
+            average if there is one.
         train, val: batches; `train` in an order of its own for each epoch.
-        num_classes: of the task.
+        objective: of the task.
         optim, settings: see there.
         run: where everything goes.
         loggers: beside metrics.csv.
         console: for the progress bar.
         seed: of dropout.
-        resume: go on from `last.ckpt`; without one, from the start.
+        resume: ``"no"``; ``"last"``, go on from `last.ckpt`, or from the start if the run ended before it wrote one;
+            ``"any"``, the same, and from the checkpoint before if the last one is damaged.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
+        TrainingFailed: a loss or gradient that is not finite, before it reaches the weights; memory that ran out.
         ValueError: hardware that is not there, or a checkpoint that cannot be gone on with.
     """
-    clock = Clock(settings.limits, -(-len(train) // settings.accumulate))
-    recorder = Recorder(run.metrics)
-    checkpoints = Checkpoints(run.checkpoints, settings.checkpoint_every)
-    module = ClassifierModule(
-        model, num_classes=num_classes, optim=optim, progress=clock.progress, seed=seed, compiled=settings.compile
-    )
-    callbacks = [clock, recorder, checkpoints, StopOnSignal(checkpoints), ProgressBar(clock, recorder, console)]
-    start = checkpoints.last if resume and checkpoints.last.exists() else None
+    start = latest_checkpoint(run.checkpoints, fall_back=resume == "any") if resume != "no" else None
     if start is not None:
         load_weights(model, start)  # Lightning does it again; this says what is wrong with a file that does not fit
+    clock = Clock(settings.limits, -(-len(train) // settings.accumulate))
+    recorder = Recorder(run.metrics)
+    average = WeightAverage(model, settings.ema)
+    checkpoints = Checkpoints(
+        run.checkpoints, settings.checkpoint_every, monitor=f"val/{objective.monitor}", patience=settings.patience
+    )
+    module = Learner(
+        model, objective=objective, optim=optim, progress=clock.progress, seed=seed, compiled=settings.compile
+    )
+    bar = ProgressBar(clock, recorder, console, objective.monitor)
+    callbacks = [clock, recorder, average, checkpoints, StopOnSignal(checkpoints), bar]
     with _quiet():
         trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
-        trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+        try:
+            trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            told = trainer.global_step + 1, module.batch_shape, settings.batch_tokens, settings.accumulate
+            raise TrainingFailed(describe_out_of_memory(*told)) from error
         recorder.finish(trainer, module)
         if recorder.validated_step != trainer.global_step:
             trainer.validate(module, val, verbose=False, weights_only=True)
         checkpoints.save_last(trainer)
+    average.swap()
     return Fitted(
         steps=trainer.global_step,
         seconds=clock.seconds,
         tokens_per_second=recorder.tokens_per_second,
-        best_step=int(checkpoints.best_step),
-        best_val_accuracy=checkpoints.best_score,
+        best_step=checkpoints.best_step,
+        best_score=checkpoints.best_score,
         device=trainer.strategy.root_device,
         is_main=trainer.is_global_zero,
     )
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device that `trainer.accelerator` names, for work outside a training.
+
+    Raises:
+        ValueError: hardware that is not there.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if accelerator not in ("auto", "cpu", found.type):
+        raise ValueError(f"trainer.accelerator ({accelerator}) is not on this machine, which has {found.type}")
+    return torch.device("cpu") if accelerator == "cpu" else found
 
 
 def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:

@@ -1,5 +1,6 @@
 """Loggers beside metrics.csv. None of them asks a question or waits for a network unless told to."""
 
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,8 +23,10 @@ def wandb_logger(folder: Path, *, project: str, mode: str) -> Logger:
                 f"logger.mode=online needs a key that works ({error}): run `wandb login`, or use logger.mode=offline"
             ) from None
     # `offline` alone goes through the environment, which wandb reads once in a process; `mode` is always heeded.
+    # The id is the run's through every resume and nobody else's: a folder's name alone may not be, nor be allowed.
+    unique = sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return WandbLogger(
-        project=project, name=folder.name, id=folder.name, save_dir=folder, offline=mode == "offline", mode=mode
+        project=project, name=folder.name, id=unique, save_dir=folder, offline=mode == "offline", mode=mode
     )
 
 

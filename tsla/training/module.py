@@ -1,4 +1,4 @@
-"""The one Lightning module: a classifier's loss, its metrics, its optimiser. Knows the model only as an `nn.Module`."""
+"""The one Lightning module: a model, its objective, its optimiser. Knows the model only as an `nn.Module`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,73 +6,92 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from tsla.tasks.loading import Batch
+from tsla.training.guards import TrainingFailed, describe_nonfinite
+from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings, make_optimizer, schedule
 
 
-class ClassifierModule(L.LightningModule):
-    """Trains `model.run(tokens, mask) -> (logits, aux)` on cross-entropy, plus the loss its mixers add.
+class Learner(L.LightningModule):
+    """Trains `model.run(inputs, mask) -> (logits, aux)` on its objective, plus the loss its mixers add.
 
     Args:
         model: see above.
-        compiled: run it through torch.compile, for batches of any length; the weights keep their names.
-        num_classes: width of its logits.
+        objective: loss and scores.
         optim: optimiser and schedule.
         progress: fraction of the training done, 0 to 1, which the schedule follows.
         seed: dropout at a step is a function of it and the step, whatever was drawn before.
+        compiled: run the model through torch.compile, for batches of any length; the weights keep their names.
     """
 
     def __init__(
-        self, model: nn.Module, *, num_classes: int, optim: OptimSettings, progress: Callable[[], float], seed: int,
-        compiled: bool = False,
+        self, model: nn.Module, *, objective: Objective, optim: OptimSettings, progress: Callable[[], float],
+        seed: int, compiled: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.optim, self.progress, self.seed = model, optim, progress, seed
+        self.model, self.objective, self.optim, self.progress, self.seed = model, objective, optim, progress, seed
         run: Any = model.run
         self.run = torch.compile(run, dynamic=True) if compiled else run
-        self.train_loss = MeanMetric()  # since the last row of metrics.csv
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        for metric in (self.train_loss, self.train_accuracy):
-            metric.persistent(True)  # so that the first row after a resume is the one it would have been
-        self.val_loss = MeanMetric()
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()  # of training: since the last row of metrics.csv
+        self.train_scores, self.val_scores = objective.scores(training=True), objective.scores()
+        self.train_loss.persistent(True)  # so that the first row after a resume is the one it would have been
+        self.train_scores.persistent(True)
+        self.batch_shape = (0, 0)  # rows and padded length of the batch in hand, for messages
+        self.loss_sum: Tensor | float = 0.0  # of the batches of an optimiser step, to see whether it is finite
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Give the batch its own random numbers, so that a resumed run draws what the first would have."""
         torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx) % 2**63)
+        rows, length = batch.mask.shape
+        self.batch_shape = (rows, length)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the rows, in nats, plus what mixers add."""
-        logits, aux = self.run(batch.tokens, batch.mask)
-        loss = cross_entropy(logits.float(), batch.labels)
-        self.train_loss.update(loss.detach(), len(batch.labels))
-        self.train_accuracy.update(logits.detach(), batch.labels)
-        return loss if aux is None else loss + aux
+        """The objective's loss, plus what mixers add."""
+        answers = self.objective.ask(self.run, batch)
+        loss = self.objective.loss(answers)
+        self.train_loss.update(loss.detach(), len(answers.targets))
+        self.objective.update(self.train_scores, answers)
+        loss = loss if answers.aux is None else loss + answers.aux
+        self.loss_sum = self.loss_sum + loss.detach()
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count every row of the validation split once."""
-        logits, _ = self.run(batch.tokens, batch.mask)
-        self.val_loss.update(cross_entropy(logits.float(), batch.labels), len(batch.labels))
-        self.val_accuracy.update(logits, batch.labels)
+        answers = self.objective.ask(self.run, batch)
+        self.val_loss.update(self.objective.loss(answers), len(answers.targets))
+        self.objective.update(self.val_scores, answers)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` and `val/accuracy`, over all rows of all processes."""
-        scores = {"val/loss": self.val_loss.compute(), "val/accuracy": self.val_accuracy.compute()}
+        """Log `val/loss` and the scores, over all rows of all processes."""
+        scores = {"val/loss": self.val_loss.compute()}
+        scores |= {f"val/{name}": value for name, value in self.val_scores.compute().items()}
         # For the callbacks: the recorder tells the loggers. All processes have the same, which Lightning cannot know.
         self.log_dict(scores, logger=False, sync_dist=True)
         self.val_loss.reset()
-        self.val_accuracy.reset()
+        self.val_scores.reset()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the norm; Lightning's own way refuses a fused optimiser under bf16, though nothing is scaled there."""
+        """Clip the norm, and stop before the update if it or the loss is not finite.
+
+        Lightning's own way refuses a fused optimiser under bf16, though nothing is scaled there.
+
+        Raises:
+            TrainingFailed: with the step and the first parameter whose gradient is not finite.
+        """
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        fine: Tensor | bool = torch.isfinite(norm + self.loss_sum)
+        if self.trainer.world_size > 1:  # a loss is that of one process: all of them stop, or none
+            fine = self.trainer.strategy.reduce_boolean_decision(bool(fine), all=True)
+        if not fine:
+            raise TrainingFailed(describe_nonfinite(self.trainer.global_step + 1, self.loss_sum, gradients))
+        self.loss_sum = 0.0
         if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a schedule that is asked after every step."""

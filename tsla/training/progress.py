@@ -15,16 +15,17 @@ PLAIN_SECONDS = 15  # between two plain lines
 
 
 class ProgressBar(L.Callback):
-    """Shows step, loss, validation accuracy, tokens/s and time left.
+    """Shows step, loss, validation score, tokens/s and time left.
 
     Args:
         clock: knows how far the run is.
         recorder: knows the latest numbers.
         console: where it is shown.
+        score: name of the validation score to show.
     """
 
-    def __init__(self, clock: Clock, recorder: Recorder, console: Console) -> None:
-        self.clock, self.recorder, self.console = clock, recorder, console
+    def __init__(self, clock: Clock, recorder: Recorder, console: Console, score: str = "accuracy") -> None:
+        self.clock, self.recorder, self.console, self.score = clock, recorder, console, score
         self.bar: Progress | None = None
         self.last_line = 0.0
 
@@ -70,7 +71,7 @@ class ProgressBar(L.Callback):
         latest = self.recorder.latest
         shown = (
             ("loss", "train/loss", ".3f"),
-            ("val", "val/accuracy", ".3f"),
+            ("val", f"val/{self.score}", ".3f"),
             ("tokens/s", "perf/tokens_per_second", ",.0f"),
         )
         return "  ".join(f"{label} {latest[name]:{form}}" for label, name, form in shown if name in latest)

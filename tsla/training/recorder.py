@@ -124,12 +124,12 @@ class Recorder(L.Callback):
         seconds = self.since_seconds + time.perf_counter() - self.mark
         metrics = {
             "train/loss": float(module.train_loss.compute()),
-            "train/accuracy": float(module.train_accuracy.compute()),
+            **{f"train/{name}": float(value) for name, value in module.train_scores.compute().items()},
             "optim/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "perf/tokens_per_second": tokens / seconds,
         }
         module.train_loss.reset()
-        module.train_accuracy.reset()
+        module.train_scores.reset()
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         self.since_tokens, self.since_seconds = torch.zeros_like(self.since_tokens), 0.0
         self.written_step = step

@@ -39,7 +39,7 @@ class RunDir(NamedTuple):
 
     @property
     def checkpoints(self) -> Path:
-        """last.ckpt and best.ckpt."""
+        """last.ckpt, previous.ckpt and best.ckpt."""
         return self.path / "checkpoints"
 
     @property
@@ -51,6 +51,16 @@ class RunDir(NamedTuple):
     def curves(self) -> Path:
         """The learning curve."""
         return self.path / "curves.png"
+
+    @property
+    def confusion(self) -> Path:
+        """True against predicted classes, on the test split."""
+        return self.path / "confusion.csv"
+
+    @property
+    def card(self) -> Path:
+        """What a reader should know of the run."""
+        return self.path / "README.md"
 
     @property
     def log(self) -> Path:

@@ -1,0 +1,69 @@
+"""What a run would be: shapes, parameters, operations, memory and time, after two steps; nothing is kept."""
+
+from rich.console import Console
+from rich.table import Table
+
+from tsla import build
+from tsla.config import Config
+from tsla.models import account
+from tsla.models.account import example_input
+from tsla.models.summary import summarise
+from tsla.run import initial_model, print_config
+from tsla.tasks.base import TaskSpec
+from tsla.training.clock import Limits
+from tsla.training.estimate import Estimate, estimate
+from tsla.training.fit import pick_device
+from tsla.training.objective import Objective
+
+
+def dry_run(config: Config) -> int:
+    """Print what a run of `config` would be; returns the exit status."""
+    console = Console()
+    print_config(config, console)
+    with console.status(f"preparing {config.task.name}"):
+        task = build.build_task(config)
+        spec = task.spec
+        train, val = build.build_loaders(config, task, ("train", "val"))
+    model = initial_model(config, spec)
+    console.print(_layers(model, spec))
+    costs = account(model, spec.max_length, channels=spec.channels)
+    longest = f"at {spec.max_length} tokens"
+    console.print(f"{costs.parameters:,} parameters, {costs.flops_per_token:,.0f} operations per token and "
+                  f"{costs.state_bytes / 1024:,.0f} KiB of state {longest}", highlight=False)  # fmt: skip
+    console.print(f"{len(train.rows):,} training rows in {len(train):,} batches, {len(val.rows):,} validation rows",
+                  highlight=False)  # fmt: skip
+    found = measure(config)
+    console.print(
+        f"loss {found.loss:.3f} after two steps; {found.tokens_per_second:,.0f} tokens/s, "
+        f"{found.peak_memory_bytes / 2**20:,.0f} MiB, about {clock_time(found.seconds)} in all",
+        highlight=False,
+    )
+    return 0
+
+
+def measure(config: Config) -> Estimate:
+    """Speed, memory and time of a training, from a few of its steps."""
+    task = build.build_task(config)
+    train, val = build.build_loaders(config, task, ("train", "val"))
+    trainer = config.trainer
+    return estimate(
+        initial_model(config, task.spec), train, val, objective=Objective(task.spec), optim=build.build_optim(config),
+        limits=Limits(trainer.max_steps, trainer.max_epochs, trainer.max_minutes), accumulate=trainer.accumulate,
+        validate_every=trainer.validate_every, device=pick_device(trainer.accelerator),
+    )  # fmt: skip
+
+
+def clock_time(seconds: float) -> str:
+    """``h:mm:ss``, or ``m:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _layers(model: build.Model, spec: TaskSpec) -> Table:
+    table = Table("part", "class")
+    table.add_column("parameters", justify="right")
+    table.add_column("output")
+    for part in summarise(model, example_input(spec.max_length, spec.channels)):
+        table.add_row(part.name, part.kind, f"{part.parameters:,}", " × ".join(map(str, part.shape)))
+    return table

@@ -1,0 +1,43 @@
+"""Token classification: an encoder, and a linear head at every token."""
+
+from torch import Tensor, nn
+
+from tsla.models.classifier import Classified
+from tsla.models.encoder import Encoder
+
+
+class TokenClassifier(nn.Module):
+    """One of `num_classes` for each token.
+
+    >>> model = TokenClassifier(Encoder(vocab_size=256, dim=128, depth=2, causal=True), num_classes=256)
+    >>> logits = model(torch.randint(256, (4, 1000)))  # (4, 1000, 256)
+
+    Args:
+        encoder: makes the tokens.
+        num_classes: width of the logits.
+        dropout: before the head.
+
+    Raises:
+        ValueError: num_classes below 1.
+    """
+
+    def __init__(self, encoder: Encoder, *, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.dim, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits ``(b, n, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real."""
+        return self.run(tokens, mask).logits
+
+    def run(self, tokens: Tensor, mask: Tensor | None = None, wanted: Tensor | None = None) -> Classified:
+        """Logits, and the loss that mixers add.
+
+        wanted: ``(b, n)`` bool, the tokens whose logits are asked for; they come as ``(count, num_classes)``, row by
+        row. With many classes and few such tokens, the head is most of the work saved.
+        """
+        x, aux = self.encoder.encode(self.encoder.embed(tokens, mask), mask)
+        return Classified(self.head(self.dropout(x if wanted is None else x[wanted])), aux)

@@ -1,0 +1,131 @@
+"""What a task's target asks of a model: its loss, its scores, and which of them decides."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+)
+from torchmetrics.regression import MeanAbsoluteError, R2Score
+
+from tsla.tasks.base import IGNORE, TaskSpec
+from tsla.tasks.loading import Batch
+
+
+class Answers(NamedTuple):
+    """What a model gave to the scored items of a batch, and what was right.
+
+    An item is a row, or a token that has a target. outputs ``(items, outputs)`` fp32;  targets ``(items,)``, or
+    ``(items, outputs)`` for labels and numbers;  rows ``(items,)``, the row of the batch each item stands in;
+    aux: the loss that mixers add, or None.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    rows: Tensor
+    aux: Tensor | None
+
+
+class Objective:
+    """The loss and the scores of a task, by the target of its spec.
+
+    ========  ==========================  =======================================  ========
+    target    loss, a mean over items     scores                                   monitor
+    ========  ==========================  =======================================  ========
+    class     cross-entropy               accuracy, f1 (macro)                     accuracy
+    labels    binary cross-entropy        accuracy of single labels, f1 (macro)    f1
+    numbers   squared error, target       r2, mae (in the unit of the target)      r2
+              standardised
+    tokens    cross-entropy               accuracy: mean over rows of the share    accuracy
+                                          of their tokens that are right
+    ========  ==========================  =======================================  ========
+
+    All monitored scores grow as a model gets better.
+    """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+        self.monitor = {"labels": "f1", "numbers": "r2"}.get(spec.target, "accuracy")
+
+    def ask(self, run: Callable[..., Any], batch: Batch) -> Answers:
+        """Run a model, `run(inputs, mask) -> (logits, aux)`, and keep what is scored.
+
+        A model of tokens is told which ones, `run(inputs, mask, scored)`, and gives logits of those alone.
+        """
+        if self.spec.target != "tokens":
+            logits, aux = run(batch.inputs, batch.mask)
+            rows = torch.arange(len(logits), device=logits.device)
+            return Answers(logits.float(), batch.targets, rows, aux)
+        scored = batch.targets != IGNORE
+        logits, aux = run(batch.inputs, batch.mask, scored)
+        return Answers(logits.float(), batch.targets[scored], scored.nonzero()[:, 0], aux)
+
+    def loss(self, answers: Answers) -> Tensor:
+        """Mean over the items: nats, or squared standard deviations of the target."""
+        match self.spec.target:
+            case "labels":
+                return binary_cross_entropy_with_logits(answers.outputs, answers.targets)
+            case "numbers":
+                return mse_loss(answers.outputs, answers.targets)
+            case _:  # the mean of nothing is NaN, and a batch may have no scored token
+                total = cross_entropy(answers.outputs, answers.targets, reduction="sum")
+                return total / max(len(answers.targets), 1)
+
+    def scores(self, *, training: bool = False) -> MetricCollection:
+        """Fresh metrics; those shown while training are the ones that a few rows suffice for."""
+        count = self.spec.outputs
+        found: dict[str, Metric | MetricCollection]
+        match self.spec.target:
+            case "class":
+                found = {"accuracy": MulticlassAccuracy(count, average="micro"),
+                         "f1": MulticlassF1Score(count, average="macro")}  # fmt: skip
+            case "labels":
+                found = {"accuracy": MultilabelAccuracy(count, average="micro"),
+                         "f1": MultilabelF1Score(count, average="macro")}  # fmt: skip
+            case "numbers":
+                found = {"mae": MeanAbsoluteError(), "r2": R2Score(multioutput="uniform_average")}
+            case _:
+                found = {"accuracy": MeanMetric()}
+        kept = list(found)[:1] if training else list(found)
+        return MetricCollection({name: found[name] for name in kept}, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, answers: Answers) -> None:
+        """Count a batch."""
+        outputs, targets = answers.outputs.detach(), answers.targets
+        match self.spec.target:
+            case "class":
+                metrics.update(outputs, targets)
+            case "labels":
+                metrics.update(outputs.sigmoid(), targets.long())
+            case "numbers":
+                metrics.update(self.in_units(outputs), self.in_units(targets))
+            case _:
+                metrics.update(row_means((outputs.argmax(-1) == targets).float(), answers.rows))
+
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """What outputs say: a class ``(items,)``, labels 0/1 or numbers in their unit ``(items, outputs)``."""
+        match self.spec.target:
+            case "labels":
+                return (outputs > 0).long()
+            case "numbers":
+                return self.in_units(outputs)
+            case _:
+                return outputs.argmax(-1)
+
+    def in_units(self, standardised: Tensor) -> Tensor:
+        """Numbers in the unit of the target."""
+        mean, std = (standardised.new_tensor(x) for x in (self.spec.target_mean, self.spec.target_std))
+        return standardised * std + mean
+
+
+def row_means(values: Tensor, rows: Tensor) -> Tensor:
+    """Mean of the items of each row that has any, ``(rows,)``."""
+    _, place, counts = rows.unique(return_inverse=True, return_counts=True)
+    return values.new_zeros(len(counts)).index_add_(0, place, values) / counts
