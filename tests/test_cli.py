@@ -92,10 +92,10 @@ WRONG = {
     "train resume=hostile": "hostile/config.yaml: mixer._target_ is not an option",
     "eval": "eval takes one run directory, got 0",
     "eval a b": "eval takes one run directory, got 2",
-    "eval nowhere": "nowhere/config.yaml does not exist: nowhere is not a run with that checkpoint",
+    "eval nowhere": "nowhere/config.yaml does not exist: nowhere is not a run that has it",
     "eval taken split=dev": "split ('dev') must be one of train, val, test",
     "eval taken checkpoint=first": "checkpoint ('first') must be one of best, last",
-    "eval taken slit=test": "eval has no option 'slit'",
+    "eval taken slit=test": "there is no option 'slit' (did you mean 'split'?): it takes split=, checkpoint=",
     "eval hostile": "hostile/config.yaml: mixer._target_ is not an option",
     "info now": "info takes no arguments, got now",
 }
@@ -119,7 +119,7 @@ def test_a_finished_run_holds_everything(trained):
     run, _ = trained
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "result.json", "curves.png", "confusion.csv", "README.md", "log.txt",
-        "checkpoints", "model",
+        "checkpoints", "model", ".lock",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
@@ -223,6 +223,7 @@ def test_any_folder_will_do(tmp_path, capsys, folder):
 FEW = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"]
 ROWS = {
     "listops": FEW, "quickstart": FEW,
+    "files": ["task.path=texts.csv"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 
@@ -234,6 +235,9 @@ ROWS = {
 def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, mixer):
     """Two steps on tiny data; what the experiment says of model, optimiser and trainer stands, but for the width."""
     rows = ROWS.get(experiment.split("_")[0], [])
+    Path("texts.csv").write_text(
+        "text,label\n" + "".join(f"number {n},{'odd' if n % 2 else 'even'}\n" for n in range(40))
+    )
     data = tmp_path_factory.getbasetemp() / "data"
     status = runs.train(
         f"experiment={experiment}", f"mixer={mixer}", *rows, f"data_dir={data}", "model.dim=16", "trainer.max_steps=2",

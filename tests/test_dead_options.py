@@ -3,6 +3,7 @@
 A new field of any config dataclass needs a line in `CASES`.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,20 @@ MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
+FILES = ("task=files", "task.path=own.jsonl")
+
+
+def write_own_files() -> None:
+    """Files of a user's own, in the folder of the moment."""
+    for name, first in (("own", 0), ("other", 100), ("val", 200)):
+        rows = [
+            {"text": f"text {n}", "tokens": f"{n % 7} {n % 5} 3", "label": "odd" if n % 2 else "even", "number": n % 2,
+             "part": ("train", "val", "test", "train")[n % 4], "split": ("test", "val", "train", "train")[n % 4]}
+            for n in range(first, first + 40)
+        ]  # fmt: skip
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 class Captured(Exception):
     """Training was about to start."""
 
@@ -47,9 +62,11 @@ def data(config: Config) -> object:
     task = build.build_task(config)
     loaders = build.build_loaders(config, task, ("train", "val", "test"))
     listed = [
-        [batch.inputs.tolist() for batch in map(loader.dataset.__getitems__, loader.batches)] for loader in loaders
-    ]
-    places = sorted(str(path) for path in Path().glob("*/*/*"))
+        ([(b.inputs.tolist(), b.targets.tolist()) for b in map(loader.rows.__getitems__, loader.batches)],
+         loader.rows.slices)
+        for loader in loaders
+    ]  # fmt: skip
+    places = sorted(path.name for path in Path().iterdir())
     return task.spec, listed, [loader.num_workers for loader in loaders], places
 
 
@@ -158,6 +175,25 @@ CASES: dict[str, dict[str, Case]] = {
         "filler": Case(data, ("true", "false"), MQAR),
         "seed": Case(data, ("0", "1"), MQAR),
     },
+    "FilesConfig": {
+        "name": Case(data, ("files",), FILES),
+        "path": Case(data, ("own.jsonl", "other.jsonl", "null"), FILES, "task.path must be given"),
+        "revision": Case(data, ("null", "x"), FILES, "revision ('x') belongs to a data set of the Hub"),
+        "input": Case(data, ("text", "tokens"), FILES),
+        "label": Case(data, ("[label]", "[part]"), FILES),
+        "kind": Case(data, ("bytes", "tokens", "series"), (*FILES, "task.input=tokens")),
+        "target": Case(data, ("class", "labels", "numbers"), (*FILES, "task.label=[number]")),
+        "split": Case(data, ("fraction", "column"), FILES),
+        "val_fraction": Case(data, ("0.1", "0.2"), FILES),
+        "test_fraction": Case(data, ("0.1", "0.2"), FILES),
+        "split_column": Case(data, ("split", "part"), (*FILES, "task.split=column")),
+        "val_path": Case(data, ("val.jsonl", "other.jsonl", "null"), (*FILES, "task.split=file"),
+                         "task.split=file needs task.val_path, task.test_path or both"),
+        "test_path": Case(data, ("null", "other.jsonl"), (*FILES, "task.split=file", "task.val_path=val.jsonl")),
+        "seed": Case(data, ("0", "1"), FILES),
+        "max_length": Case(data, ("null", "5"), FILES),
+        "slices": Case(data, ("[]", "[part]"), FILES),
+    },
     "DigitsConfig": {"name": Case(data, ("digits",)), "seed": Case(data, ("0", "1"))},
     "NoneConfig": {"name": Case(model, ("none", "taylor"))},
     "TaylorConfig": {
@@ -256,6 +292,7 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
     for at, value in enumerate(case.values):
         (tmp_path / str(at)).mkdir()
         monkeypatch.chdir(tmp_path / str(at))
+        write_own_files()
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
             with pytest.raises((ValueError, OSError)) as caught:

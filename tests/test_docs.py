@@ -13,6 +13,7 @@ import torch
 import tsla
 from tsla import cli
 from tsla.config import compose
+from tsla.config.grid import cells_of, suite_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,10 +55,12 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
             assert cli.main(line[1:]) == 0
         case ["tsla", "train", resume] if resume.startswith("resume="):
             assert cli.main(line[1:]) == 2
-            assert "must be a run directory with a config.yaml" in capsys.readouterr().err
+            assert "a run directory with a config.yaml" in capsys.readouterr().err
         case ["tsla", "train", *arguments]:
             assert compose(arguments)
-        case ["tsla", "eval", *_]:
+        case ["tsla", "suite", *arguments]:
+            assert cells_of(suite_of(arguments))
+        case ["tsla", "eval" | "report" | "predict", *_]:
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err
         case [script, *_] if script.startswith("scripts/"):

@@ -20,6 +20,8 @@ TINY = ("model.dim=16", "model.depth=1", "trainer.accelerator=cpu", "optim.warmu
 HEADS = ("mixer.heads=2", "mixer.head_dim=8")
 LISTOPS = ("experiment=listops_short", "task.train_rows=200", "task.val_rows=40", "task.test_rows=40",
            "trainer.batch_tokens=1000", *TINY)  # fmt: skip
+MQAR = ("experiment=mqar", "task.train=[16/4/300]", "task.val=[16/4/40]", "task.test=[16/4/20,16/2/20]",
+        "task.vocab_size=20", "trainer.batch_tokens=320", *TINY)  # fmt: skip
 DIGITS = ("experiment=digits", "trainer.batch_tokens=6400", *TINY)
 
 
@@ -76,3 +78,36 @@ def stopped_at_batch(batch: int, *arguments: str, signum: int = signal.SIGINT) -
     with pytest.MonkeyPatch.context() as patch:
         signal_at_batch(patch, batch, signum)
         return train(*arguments)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    assert same_weights(weights(a), weights(b))
+    first, second = result(a), result(b)
+    for name in ("metrics", "references", "best_step", "steps", "params", "state_bytes", "seed", "task", "mixer"):
+        assert first[name] == second[name], name
+    for name in ("last", "best"):
+        assert_same_state(*(without_times(checkpoint(run, name)) for run in (a, b)), name)
+
+
+def without_times(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what depends on the hour, or on how often the run was stopped."""
+    callbacks = {name: dict(state) for name, state in checkpoint["callbacks"].items() if name != "Clock"}
+    callbacks["Recorder"] = {k: v for k, v in callbacks["Recorder"].items() if "seconds" not in k}
+    # Lightning's own counters say how often an epoch was begun, and after the last step how it was left.
+    kept = {k: v for k, v in checkpoint.items() if k not in ("callbacks", "loops", "epoch")}
+    return kept | {"callbacks": callbacks}
+
+
+def assert_same_state(a: Any, b: Any, path: str) -> None:
+    """Equal through and through, tensors bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same_state(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for at, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{path}.{at}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path

@@ -13,6 +13,7 @@ from tsla.config.schema import (
     CsvLoggerConfig,
     DigitsConfig,
     EncoderConfig,
+    FilesConfig,
     HeadsConfig,
     ListOpsConfig,
     MixerConfig,
@@ -30,6 +31,7 @@ from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 from tsla.models.pretrained import load_weights, read_model_config, save_model
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
+from tsla.tasks.files import Files
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
@@ -50,6 +52,8 @@ def build_task(config: Config) -> Task:
             return Digits(seed=c.seed)
         case MqarConfig() as c:
             return Mqar(**asdict(c), cache_dir=Path(config.data_dir))
+        case FilesConfig() as c:
+            return Files(**asdict(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
 

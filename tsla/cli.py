@@ -16,8 +16,15 @@ tsla trains and compares transformers with linear-cost attention.
 
   tsla train [key=value ...]         train an experiment; `tsla train --help` lists what can be set
   tsla train resume=RUN_DIR          go on with a run that was stopped; resume=auto with the newest of these options
+  tsla suite FILE | key=a,b ...      train every combination; finished cells are skipped, killed ones gone on with
+  tsla report RUN_DIR|SUITE ... [out=DIR]
+                                     tables, figures and a page from what runs have written
   tsla eval RUN_DIR [split=test] [checkpoint=best|last]
-                                     accuracy of a trained run
+                                     scores of a trained run
+  tsla predict RUN_DIR INPUT [out=FILE] [column=NAME]
+                                     what a trained run says of new inputs
+  tsla data inspect PATH [key=value ...]
+                                     what is in your files, and the command to train on them
   tsla info                          versions and machine
   tsla --help | --version
 
@@ -35,7 +42,10 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 for a failed run, 2 for a usage error, 128 + signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "info": _info}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "train": _train, "suite": _suite, "report": _report, "eval": _eval, "predict": _predict, "data": _data,
+        "info": _info,
+    }  # fmt: skip
     try:
         match arguments:
             case [] | ["--help" | "-h" | "help", *_]:
@@ -73,6 +83,8 @@ def _train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(options_text())
         return 0
+    if "-m" in arguments or "--multirun" in arguments:
+        return _suite([a for a in arguments if a not in ("-m", "--multirun")])
     resumed = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     others = [a for a in arguments if not a.startswith("resume=")]
     try:
@@ -125,40 +137,142 @@ def _resume(config: "Config", path: Path, how: "Resume") -> int:
     return train(config, RunDir(path), how)
 
 
-# tsla eval, tsla info -------------------------------------------------------------------------------------------------
+# tsla suite, tsla report ----------------------------------------------------------------------------------------------
+
+
+def _suite(arguments: list[str]) -> int:
+    from datetime import datetime
+
+    from tsla.config import ConfigError
+    from tsla.config.grid import cells_of, read_suite, suite_of
+
+    files = [a for a in arguments if "=" not in a or Path(a).exists()]
+    others = [a for a in arguments if a not in files]
+    options = {"estimate": "true"}
+    for key in options:
+        for argument in [a for a in others if a.startswith(f"{key}=")]:
+            options[key] = argument.partition("=")[2]
+            others.remove(argument)
+    if options["estimate"] not in ("true", "false"):
+        raise UsageError(f"estimate ({options['estimate']!r}) must be true or false")
+    if len(files) > 1 or not arguments:
+        raise UsageError("suite takes one file, or options with several values, such as seed=0,1,2")
+    try:
+        suite = suite_of(others)
+        if files:
+            if suite["grid"] or suite["overrides"]:
+                raise UsageError("suite takes a file or options, not both (out= and estimate= go with either)")
+            suite = {**read_suite(Path(files[0])), **{k: v for k, v in suite.items() if k == "out"}}
+        cells = cells_of(suite)
+        from rich.console import Console
+
+        from tsla.suite import run_suite
+
+        name = Path(files[0]).stem if files else f"{datetime.now():%Y%m%d-%H%M%S}"
+        out = Path(suite.get("out") or Path("runs", "suites", name))
+        return run_suite(suite, cells, out, estimate=options["estimate"] == "true", console=Console())
+    except ConfigError as error:
+        raise UsageError("\n      ".join(["this suite does not work:", *error.problems])) from None
+
+
+def _report(arguments: list[str]) -> int:
+    paths, options = _split(arguments, out="report")
+    if not paths:
+        raise UsageError("report takes run directories, or folders that hold some")
+    if missing := [path for path in paths if not path.exists()]:
+        raise UsageError(f"{missing[0]} does not exist")
+    from tsla.evaluation.report import write_report
+
+    for path in write_report(paths, Path(options["out"])):
+        print(path)
+    return 0
+
+
+def _split(arguments: list[str], **defaults: str) -> tuple[list[Path], dict[str, str]]:
+    """Paths, and options with their defaults, of the arguments of a verb."""
+    from tsla.config.options import did_you_mean
+
+    paths, options = [], dict(defaults)
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if not sign or Path(argument).exists():
+            paths.append(Path(argument))
+        elif key in options:
+            options[key] = value
+        else:
+            raise UsageError(f"there is no option {key!r}{did_you_mean(key, options)}: it takes "
+                             f"{', '.join(f'{name}=' for name in options)}")  # fmt: skip
+    return paths, options
+
+
+# tsla eval, predict, data, info ---------------------------------------------------------------------------------------
 
 
 def _eval(arguments: list[str]) -> int:
-    from tsla.config import ConfigError, read
-
-    options = {"split": "test", "checkpoint": "best"}
-    allowed = {"split": ("train", "val", "test"), "checkpoint": ("best", "last")}
-    paths = []
-    for argument in arguments:
-        key, sign, value = argument.partition("=")
-        if not sign or Path(argument).is_dir():
-            paths.append(Path(argument))
-        elif key not in options:
-            raise UsageError(f"eval has no option {key!r}: it takes split= and checkpoint=")
-        elif value not in allowed[key]:
-            raise UsageError(f"{key} ({value!r}) must be one of {', '.join(allowed[key])}")
-        else:
-            options[key] = value
+    paths, options = _split(arguments, split="test", checkpoint="best")
+    for key, allowed in {"split": ("train", "val", "test"), "checkpoint": ("best", "last")}.items():
+        if options[key] not in allowed:
+            raise UsageError(f"{key} ({options[key]!r}) must be one of {', '.join(allowed)}")
     if len(paths) != 1:
         raise UsageError(f"eval takes one run directory, got {len(paths)}")
-    run, checkpoint = paths[0], paths[0] / "checkpoints" / f"{options['checkpoint']}.ckpt"
-    for needed in (run / "config.yaml", checkpoint):
-        if not needed.is_file():
-            raise UsageError(f"{needed} does not exist: {run} is not a run with that checkpoint")
-    try:
-        config = read(run / "config.yaml")
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
+    checkpoint = paths[0] / "checkpoints" / f"{options['checkpoint']}.ckpt"
+    config = _config_of(paths[0], checkpoint)
     from rich.console import Console
 
     from tsla.run import evaluate_run
 
     evaluate_run(config, checkpoint, options["split"], Console())
+    return 0
+
+
+def _config_of(run: Path, *needed: Path) -> "Config":
+    """The config of a run that has those files."""
+    from tsla.config import ConfigError, read
+
+    for file in (run / "config.yaml", *needed):
+        if not file.is_file():
+            raise UsageError(f"{file} does not exist: {run} is not a run that has it")
+    try:
+        return read(run / "config.yaml")
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _predict(arguments: list[str]) -> int:
+    paths, options = _split(arguments, out="", column="")
+    if len(paths) != 2:
+        raise UsageError(f"predict takes a run directory and an input, got {len(paths)} paths")
+    run, source = paths
+    _config_of(run, run / "model" / "config.json")
+    if not source.exists():
+        raise UsageError(f"{source} does not exist")
+    from tsla.predict import predict
+
+    print(predict(run, source, Path(options["out"]) if options["out"] else None, column=options["column"] or None))
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    from tsla.config import ConfigError, compose
+
+    match arguments:
+        case ["inspect", path, *rest] if not rest:
+            from tsla.tasks.inspect import guess
+
+            text = guess(Path(path))
+        case ["inspect", path, *rest]:
+            from tsla.tasks.guess import argument
+
+            try:
+                config = compose(["experiment=files", argument("task.path", path), *(f"task.{a}" for a in rest)])
+            except ConfigError as error:
+                raise UsageError("\n      ".join(["these options do not work:", *error.problems])) from None
+            from tsla.inspect_data import inspect
+
+            text = inspect(config)
+        case _:
+            raise UsageError("data takes: inspect PATH [key=value ...], the options those of task=files")
+    print(text)
     return 0
 
 

@@ -14,6 +14,7 @@ from tsla.training.clock import Limits
 from tsla.training.estimate import Estimate, estimate
 from tsla.training.fit import pick_device
 from tsla.training.objective import Objective
+from tsla.training.terminal import clock_time
 
 
 def dry_run(config: Config) -> int:
@@ -51,13 +52,6 @@ def measure(config: Config) -> Estimate:
         limits=Limits(trainer.max_steps, trainer.max_epochs, trainer.max_minutes), accumulate=trainer.accumulate,
         validate_every=trainer.validate_every, device=pick_device(trainer.accelerator),
     )  # fmt: skip
-
-
-def clock_time(seconds: float) -> str:
-    """``h:mm:ss``, or ``m:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _layers(model: build.Model, spec: TaskSpec) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -72,7 +73,21 @@ def unfinished(config: Config) -> Path | None:
 
 
 def train(config: Config, run: RunDir, resume: Resume) -> int:
-    """Train, evaluate once on the test split, and write the result; returns the exit status."""
+    """Train, evaluate once on the test split, and write the result; returns the exit status.
+
+    Raises:
+        BlockingIOError: another process trains this run.
+    """
+    if not _is_main():
+        return _train(config, run, resume)
+    try:
+        with FileLock(run.path / ".lock", timeout=0):
+            return _train(config, run, resume)
+    except Timeout:
+        raise BlockingIOError(f"{run.path} is being trained by another process") from None
+
+
+def _train(config: Config, run: RunDir, resume: Resume) -> int:
     os.environ["TSLA_RUN_DIR"] = str(run.path)  # for further processes
     with open_console(run.log, quiet=not _is_main()) as console:
         print_config(config, console)

@@ -40,7 +40,7 @@ def test_a_choice_sets_what_its_file_says(path):
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_with_every_mixer(name, mixer):
-    config = compose([f"experiment={name}", f"mixer={mixer}"])
+    config = compose([f"experiment={name}", f"mixer={mixer}", *NEEDS.get(name, ())])
     assert (config.experiment, config.mixer.name) == (name, mixer)
     assert type(config.mixer) is members("mixer")[mixer]
 
@@ -54,7 +54,7 @@ def test_no_file_lies_about_unread():
 
 def test_every_task_has_an_experiment_of_its_name():
     for task in group_choices("task"):
-        assert compose([f"experiment={task}"]).task.name == task
+        assert compose([f"experiment={task}", *NEEDS.get(task, ())]).task.name == task
     assert compose([]) == compose(["experiment=quickstart"])
 
 

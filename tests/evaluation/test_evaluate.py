@@ -31,9 +31,7 @@ def model() -> SequenceClassifier:
 @pytest.mark.parametrize("budget", [1, 20, 1000])
 def test_every_row_counts_once(budget):
     data, made = rows(), model()
-    scores = evaluate(
-        made, Loader(data, LengthBatches(data.lengths, budget, seed=None)), OBJECTIVE, CPU
-    )
+    scores = evaluate(made, Loader(data, LengthBatches(data.lengths, budget, seed=None)), OBJECTIVE, CPU)
     right, loss = 0, 0.0
     for row in range(11):
         tokens, mask, label, _ = data[row]
@@ -47,9 +45,7 @@ def test_every_row_counts_once(budget):
 def test_the_model_is_evaluated_without_dropout_and_without_gradients():
     data, made = rows(), model().train()
     loader = Loader(data, LengthBatches(data.lengths, 20, seed=None))
-    assert evaluate(made, loader, OBJECTIVE, CPU) == evaluate(
-        made, loader, OBJECTIVE, CPU
-    )
+    assert evaluate(made, loader, OBJECTIVE, CPU) == evaluate(made, loader, OBJECTIVE, CPU)
     assert not made.training and all(p.grad is None for p in made.parameters())
 
 

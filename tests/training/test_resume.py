@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ KINDS = {
     "digits": (*runs.DIGITS, *LIMITS, "model.dropout=0.3", "trainer.precision=bf16"),
     "accumulated": (*runs.DIGITS, *LIMITS, "trainer.accumulate=3"),
     "worker": (*runs.LISTOPS, *LIMITS, "trainer.workers=1"),
+    "averaged": (*runs.MQAR, *LIMITS, "trainer.ema=0.9", "trainer.accumulate=2"),
     "epochs": (*runs.DIGITS, *runs.HEADS, "trainer.max_steps=null", "trainer.max_epochs=2", "trainer.validate_every=5"),
 }
 
@@ -43,22 +45,13 @@ def whole(tmp_path_factory):
     return get
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    assert runs.metrics(a) == runs.metrics(b)
-    assert runs.same_weights(runs.weights(a), runs.weights(b))
-    first, second = runs.result(a), runs.result(b)
-    for name in ("metrics", "references", "best_step", "steps", "params", "state_bytes", "seed", "task", "mixer"):
-        assert first[name] == second[name], name
-    for name in ("last", "best"):
-        assert runs.same_weights(*(runs.checkpoint(run, name)["state_dict"] for run in (a, b)))
-
-
 # Digits have 13 batches an epoch here, ListOps 14 or so; 7 and 14 are followed by validation, 24 is the last.
 STOPS = [
     ("listops", [1, 7, 13, 14, 24]),
     ("digits", [13]),
     ("accumulated", [7]),
     ("worker", [5]),
+    ("averaged", [9, 14, 27]),
     ("epochs", [26]),
 ]
 
@@ -71,7 +64,7 @@ def test_a_stopped_run_goes_on(tmp_path, whole, kind, batch, capsys):
     assert "stopped by SIGINT after step" in capsys.readouterr().out
     assert not (run / "result.json").exists() and (run / "checkpoints" / "last.ckpt").exists()
     assert runs.train(f"resume={run}") == 0
-    assert_same_run(expected, run)
+    runs.assert_same_run(expected, run)
 
 
 def test_sigterm_twice_over(tmp_path, whole, capsys):
@@ -82,7 +75,7 @@ def test_sigterm_twice_over(tmp_path, whole, capsys):
     assert runs.stopped_at_batch(5, f"resume={run}", signum=signal.SIGTERM) == 143
     assert "stopped by SIGTERM after step 9" in capsys.readouterr().out
     assert runs.train(f"resume={run}") == 0
-    assert_same_run(expected, run)
+    runs.assert_same_run(expected, run)
 
 
 class Crash(Exception):
@@ -106,7 +99,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, monkeyp
     with (run / "metrics.csv").open("a") as file:
         file.write("21,1,2.3,0.1")  # and half a line
     assert runs.train(f"resume={run}") == 0
-    assert_same_run(expected, run)
+    runs.assert_same_run(expected, run)
 
 
 def test_a_run_that_was_killed_before_its_test_is_tested(tmp_path, whole, monkeypatch):
@@ -120,7 +113,7 @@ def test_a_run_that_was_killed_before_its_test_is_tested(tmp_path, whole, monkey
         runs.train(*KINDS["digits"], f"run_dir={run}")
     assert not (run / "result.json").exists()
     assert runs.train(f"resume={run}") == 0
-    assert_same_run(expected, run)
+    runs.assert_same_run(expected, run)
 
 
 def test_a_finished_run_is_left_alone(whole, capsys):
@@ -132,14 +125,129 @@ def test_a_finished_run_is_left_alone(whole, capsys):
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty"])
-def test_a_damaged_checkpoint_is_told(tmp_path, whole, capsys, damage):
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    match how:
+        case "empty":
+            content.clear()
+        case "cut at 1 %" | "cut at 50 %" | "cut at 99 %":
+            del content[len(content) * int(how.split()[2]) // 100 :]
+        case "one bit":  # in the middle of the largest tensor, where only a checksum notices
+            content[len(content) // 2] ^= 1
+        case "gone":
+            path.unlink()
+            return
+    path.write_bytes(bytes(content))
+
+
+DAMAGES = ["empty", "cut at 1 %", "cut at 50 %", "cut at 99 %", "one bit"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_told(tmp_path, capsys, how):
     run = tmp_path / "run"
     runs.stopped_at_batch(3, *KINDS["digits"], f"run_dir={run}")
     path = run / "checkpoints" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"")
+    damage(path, how)
     assert runs.train(f"resume={run}") == 1
-    assert f"failed: {path} cannot be read" in capsys.readouterr().out
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    assert len(told) == 1 and told[0].startswith(f"failed: {path} cannot be read")
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "gone"])
+def test_resume_auto_falls_back_to_the_checkpoint_before(tmp_path, whole, capsys, how):
+    """The run was saved at step 9 and then stopped at step 13; after step 9 it goes on as it did before."""
+    expected, run = whole("digits"), tmp_path / "run"
+    data = f"data_dir={expected.parent.parent / 'data'}"
+    assert runs.stopped_at_batch(13, *KINDS["digits"], data, f"run_dir={run}") == 130
+    damage(run / "checkpoints" / "last.ckpt", how)
+    if how != "gone":
+        assert runs.train(f"resume={run}") == 1
+        assert "resume=auto falls back to previous.ckpt" in capsys.readouterr().out
+    assert runs.train(*KINDS["digits"], data, f"run_dir={run}", "resume=auto") == 0
+    runs.assert_same_run(expected, run)
+
+
+def test_resume_auto_does_not_start_anew_when_both_are_damaged(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert runs.stopped_at_batch(13, *KINDS["digits"], f"run_dir={run}") == 130
+    for name in ("last", "previous"):
+        damage(run / "checkpoints" / f"{name}.ckpt", "empty")
+    assert runs.train(*KINDS["digits"], f"run_dir={run}", "resume=auto") == 1
+    assert "previous.ckpt cannot be read" in capsys.readouterr().out
+
+
+def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = (*runs.DIGITS, *runs.HEADS, "trainer.max_steps=4")
+    made = []
+    for arguments, batch in ((short, 2), (short, 3), ((*short, "seed=1"), 2)):
+        known = set(Path("runs/digits").glob("*"))
+        assert runs.stopped_at_batch(batch, *arguments) == 130
+        made += [path for path in Path("runs/digits").iterdir() if path not in known]
+    older, newer, other = made
+    os.utime(older / "config.yaml", (1, 1))
+    assert runs.train(*short, "resume=auto") == 0
+    assert (newer / "result.json").exists() and not (older / "result.json").exists()
+    assert runs.train(*short, "resume=auto") == 0  # the older one is left, then none
+    assert (older / "result.json").exists() and not (other / "result.json").exists()
+    assert runs.train(*short, "resume=auto") == 0
+    assert len(list(Path("runs/digits").iterdir())) == 4
+    assert runs.train(*short, "run_dir=own", "resume=auto") == 0
+    capsys.readouterr()
+    assert runs.train(*short, "run_dir=own", "resume=auto") == 0 and "is finished" in capsys.readouterr().out
+    assert runs.train(*short, "model.dropout=0.5", "seed=2", "run_dir=own", "resume=auto") == 2
+    told = capsys.readouterr().err
+    assert "own holds a run with other options" in told
+    assert "model.dropout: 0.5 here, 0.2 there" in told and "seed: 2 here, 0 there" in told
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, whole, monkeypatch):
+    expected, run = whole("digits"), tmp_path / "run"
+    data = f"data_dir={expected.parent.parent / 'data'}"
+
+    def killed(*_: object, **__: object) -> None:
+        assert (run / "config.yaml").exists()  # it was written before anything else
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("tsla.run.fit", killed)
+        runs.train(*KINDS["digits"], data, f"run_dir={run}")
+    assert runs.train(f"resume={run}") == 0
+    runs.assert_same_run(expected, run)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    arguments = (*runs.DIGITS, *runs.HEADS, "trainer.max_steps=4", f"run_dir={run}")
+    step, seen = Learner.training_step, []
+
+    def training_step(module: Learner, *given: Any) -> torch.Tensor:
+        if not seen:
+            seen.append(runs.train(f"resume={run}"))
+        return step(module, *given)
+
+    monkeypatch.setattr(Learner, "training_step", training_step)
+    assert runs.train(*arguments) == 0 and seen == [1]
+    assert "is being trained by another process" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_early_stays_ended(tmp_path, capsys):
+    """Patience is over at the third validation; what is resumed after it has nothing left to train."""
+    arguments = (*runs.DIGITS, *runs.HEADS, "trainer.max_steps=40", "trainer.validate_every=2", "trainer.patience=2",
+                 "optim.lr=1e-9")  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert runs.train(*arguments, f"run_dir={whole}") == 0
+    assert runs.result(whole)["steps"] == 6 and runs.result(whole)["best_step"] == 2
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("tsla.run.evaluate", crash)
+        runs.train(*arguments, f"run_dir={cut}")
+    assert runs.train(f"resume={cut}") == 0
+    runs.assert_same_run(whole, cut)
+
+
+def crash(*_: object) -> None:
+    raise Crash
 
 
 def test_a_checkpoint_that_does_not_fit_the_config_is_told(tmp_path, capsys):

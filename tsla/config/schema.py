@@ -54,6 +54,29 @@ class MqarConfig:
 
 
 @dataclass
+class FilesConfig:
+    """Your own data: files, folders of texts, a saved data set or one of the Hub. See `tsla data inspect`."""
+
+    name: str = option("files", "the task", choices=("files",))
+    path: str | None = option(None, "a CSV, TSV, JSONL or Parquet file, a folder, or an id on the Hub; must be given")
+    revision: str | None = option(None, "of a data set on the Hub: a branch, tag or commit")
+    input: str = option("text", "the column to learn from")
+    label: list[str] = option(["label"], "the columns to learn; several where target is labels or numbers")
+    kind: str = option("bytes", "what inputs are", choices=("bytes", "tokens", "series"))
+    target: str = option("class", "one class, any number of labels, or numbers", choices=("class", "labels", "numbers"))
+    split: str = option("fraction", "drawn, by a column or the data's own parts, or by files",
+                        choices=("fraction", "column", "file"))  # fmt: skip
+    val_fraction: float = option(0.1, "rows for validation, where the data itself does not say which", above=0, high=1)
+    test_fraction: float = option(0.1, "rows for the test, where the data itself does not say which", above=0, high=1)
+    split_column: str = option("split", "for split=column: holds train, val or test; data in parts needs none")
+    val_path: str | None = option(None, "for split=file: rows for validation")
+    test_path: str | None = option(None, "for split=file: rows for the test")
+    max_length: int | None = option(None, "longer inputs lose their end; null keeps all", low=1)
+    slices: list[str] = option([], "further columns, for whose values scores are told")
+    seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
+
+
+@dataclass
 class NoneConfig:
     """No mixing: the control row."""
 
@@ -178,7 +201,7 @@ class TensorboardLoggerConfig:
     name: str = option("tensorboard", "the logger", choices=("tensorboard",))
 
 
-TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig
+TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
 MixerConfig = NoneConfig | TaylorConfig | SoftmaxConfig | WindowConfig
 ModelConfig = EncoderConfig
 OptimConfig = AdamWConfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tsla.config.schema import Config, HeadsConfig, ListOpsConfig, MqarConfig, NoneConfig, TaylorConfig
+from tsla.config.schema import Config, FilesConfig, HeadsConfig, ListOpsConfig, MqarConfig, NoneConfig, TaylorConfig
 
 
 def find_problems(config: Config) -> list[str]:
@@ -17,6 +17,33 @@ def _task(config: Config) -> Iterator[str]:
     if isinstance(task, MqarConfig):
         for split in ("train", "val", "test"):
             yield from _segments(task, split)
+    if isinstance(task, FilesConfig):
+        yield from _files(task)
+
+
+def _files(task: FilesConfig) -> Iterator[str]:
+    if not task.path:
+        yield ("task.path must be given: a CSV, JSONL or Parquet file, a folder of texts, a saved data set, "
+               "or an id on the Hub")  # fmt: skip
+    if not task.label or len(set(task.label)) < len(task.label):
+        yield f"task.label ({', '.join(task.label)}) must name one column, or several different ones"
+    elif task.target == "class" and len(task.label) > 1:
+        yield f"task.label ({', '.join(task.label)}) must be one column for task.target=class: or use labels or numbers"
+    if task.input in task.label:
+        yield f"task.input ({task.input}) must not be in task.label ({', '.join(task.label)})"
+    if len(set(task.slices)) < len(task.slices) or set(task.slices) & {"input_ids", "values", "label", "length"}:
+        yield (f"task.slices ({', '.join(task.slices)}) must be different columns, none called input_ids, values, "
+               "label or length")  # fmt: skip
+    if task.val_fraction + task.test_fraction >= 1:
+        yield (f"task.val_fraction ({task.val_fraction}) and task.test_fraction ({task.test_fraction}) must leave rows "
+               "to train: their sum must be below 1")  # fmt: skip
+    if task.split == "file" and task.val_path is None and task.test_path is None:
+        yield "task.split=file needs task.val_path, task.test_path or both"
+    for name in ("val_path", "test_path"):
+        if task.split != "file" and getattr(task, name) is not None:
+            yield f"task.{name} ({getattr(task, name)}) needs task.split=file, got {task.split}"
+    if task.split != "column" and task.split_column != "split":
+        yield f"task.split_column ({task.split_column}) needs task.split=column, got {task.split}"
 
 
 def _segments(task: MqarConfig, split: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tsla.tasks.loading import Batch, Loader
-from tsla.training.objective import Answers, Objective, row_means
+from tsla.training.objective import Answers, Objective, plain, row_means
 
 CLASSES_SHOWN = 100  # a confusion matrix of more classes tells nobody anything
 SLICES_SHOWN = 12  # values of a numeric slice; more are told as ranges
@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, loader: Loader, objective: Objective, device: tor
     Raises:
         ValueError: if there are no rows.
     """
-    metrics = objective.scores()
+    metrics = objective.scores(alone=True)
     loss = items = 0.0
     right: list[Tensor] = []
     index: list[Tensor] = []  # of the row of each item
@@ -75,7 +75,7 @@ def evaluate(model: nn.Module, loader: Loader, objective: Objective, device: tor
         index.append(batch.rows[answers.rows])
         if objective.spec.target == "class":
             classes.append(torch.stack([predicted, answers.targets]))
-    scores = {name: float(value) for name, value in metrics.compute().items()}
+    scores = {name: plain(value) for name, value in metrics.compute().items()}
     order = torch.cat(index).argsort(stable=True)
     rows = loader.rows
     slices = rows.slices | _by_length(rows.lengths.tolist(), objective)
@@ -115,7 +115,7 @@ def _sliced(values: Sequence[Any], right: Tensor, rows: Tensor) -> list[Slice]:
         values = [values[row] for row in rows.tolist()]
     names, order = _names(values)
     return [
-        Slice(name, len(chosen), float(row_means(right[chosen], rows[chosen]).mean()))
+        Slice(name, len(chosen), plain(row_means(right[chosen], rows[chosen]).mean()))
         for name in order
         for chosen in [torch.tensor([place for place, own in enumerate(names) if own == name])]
     ]

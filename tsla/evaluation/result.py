@@ -9,6 +9,7 @@ from tsla.evaluation.evaluate import Scores
 from tsla.models import Account
 from tsla.training.fit import Fitted
 from tsla.training.run_dir import peak_memory_bytes
+from tsla.training.terminal import clock_time
 
 
 def make_result(
@@ -61,9 +62,9 @@ def slice_table(name: str, parts: list[Mapping[str, Any]], heading: str) -> Tabl
 
 def cost_line(result: Mapping[str, Any]) -> str:
     """Parameters, state, time and speed of a run, in one line."""
-    minutes, seconds = divmod(round(result["seconds"]), 60)
+    speed = f"{result['train_tokens_per_second']:,.0f} tokens/s"
     return (
         f"{result['params']:,} parameters, {result['state_bytes'] / 1024:,.0f} KiB of state, "
-        f"{result['steps']:,} steps in {minutes}:{seconds:02} at {result['train_tokens_per_second']:,.0f} tokens/s, "
+        f"{result['steps']:,} steps in {clock_time(result['seconds'])} at {speed}, "
         f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB at the peak"
     )

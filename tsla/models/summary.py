@@ -1,10 +1,12 @@
 """The parts of a model with their parameters and the shapes they give, without computing anything."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from tsla.mixers import Mixed, Mixer
 
 
 class Part(NamedTuple):
@@ -22,14 +24,23 @@ def summarise(model: nn.Module, example: Tensor, *, depth: int = 4) -> list[Part
     parts: list[Part] = []
 
     def note(name: str, module: nn.Module) -> None:
-        def hook(module: nn.Module, arguments: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            shape = tuple(first.shape) if isinstance(first, Tensor) else ()
-            count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-            if count:
-                parts.append(Part(name, type(module).__name__, count, shape))
+        count = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
-        module.register_forward_hook(hook)
+        def seen(module: nn.Module, arguments: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            parts.append(Part(name, type(module).__name__, count, tuple(first.shape) if torch.is_tensor(first) else ()))
+
+        if isinstance(module, Mixer):  # of which blocks call `mix`, past all hooks
+            mix = module.mix
+
+            def mixed(*arguments: Any, **options: Any) -> Mixed:
+                output = mix(*arguments, **options)
+                seen(module, arguments, output)
+                return output
+
+            module.mix = mixed  # type: ignore[method-assign]
+        elif count:
+            module.register_forward_hook(seen)
 
     for name, module in twin.named_modules():
         if name and name.count(".") < depth:

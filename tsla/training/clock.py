@@ -47,7 +47,7 @@ class Clock(L.Callback):
     def seconds_left(self) -> float | None:
         """Estimate from the fraction done; None before the first step."""
         fraction = max(self.progress(), self.seconds / self.limit_seconds if self.limit_seconds else 0.0)
-        return self.seconds * (1 - fraction) / fraction if fraction > 0 and self.step else None
+        return self.seconds * max(0.0, 1 - fraction) / fraction if fraction > 0 and self.step else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()

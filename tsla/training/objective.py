@@ -78,21 +78,25 @@ class Objective:
                 total = cross_entropy(answers.outputs, answers.targets, reduction="sum")
                 return total / max(len(answers.targets), 1)
 
-    def scores(self, *, training: bool = False) -> MetricCollection:
-        """Fresh metrics; those shown while training are the ones that a few rows suffice for."""
-        count = self.spec.outputs
+    def scores(self, *, training: bool = False, alone: bool = False) -> MetricCollection:
+        """Fresh metrics.
+
+        training: only those that make sense of a few rows.  alone: counted by this process for itself, though others
+        may train with it.
+        """
+        count, sync = self.spec.outputs, not alone
         found: dict[str, Metric | MetricCollection]
         match self.spec.target:
             case "class":
-                found = {"accuracy": MulticlassAccuracy(count, average="micro"),
-                         "f1": MulticlassF1Score(count, average="macro")}  # fmt: skip
+                found = {"accuracy": MulticlassAccuracy(count, average="micro", sync_on_compute=sync),
+                         "f1": MulticlassF1Score(count, average="macro", sync_on_compute=sync)}  # fmt: skip
             case "labels":
-                found = {"accuracy": MultilabelAccuracy(count, average="micro"),
-                         "f1": MultilabelF1Score(count, average="macro")}  # fmt: skip
+                found = {"accuracy": MultilabelAccuracy(count, average="micro", sync_on_compute=sync),
+                         "f1": MultilabelF1Score(count, average="macro", sync_on_compute=sync)}  # fmt: skip
             case "numbers":
-                found = {"mae": MeanAbsoluteError(), "r2": R2Score(multioutput="uniform_average")}
+                found = {"mae": MeanAbsoluteError(sync_on_compute=sync), "r2": R2Score(sync_on_compute=sync)}
             case _:
-                found = {"accuracy": MeanMetric()}
+                found = {"accuracy": MeanMetric(sync_on_compute=sync)}
         kept = list(found)[:1] if training else list(found)
         return MetricCollection({name: found[name] for name in kept}, compute_groups=False)
 
@@ -123,6 +127,11 @@ class Objective:
         """Numbers in the unit of the target."""
         mean, std = (standardised.new_tensor(x) for x in (self.spec.target_mean, self.spec.target_std))
         return standardised * std + mean
+
+
+def plain(value: Tensor) -> float:
+    """The shortest decimal number that is this fp32 score: 0.1, not 0.10000000149."""
+    return float(str(value.to("cpu", torch.float32).numpy()))
 
 
 def row_means(values: Tensor, rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tsla.training.clock import Clock
 from tsla.training.recorder import Recorder
+from tsla.training.terminal import clock_time
 
 PLAIN_SECONDS = 15  # between two plain lines
 
@@ -97,6 +98,4 @@ def _left(clock: Clock) -> str:
     seconds = clock.seconds_left()
     if seconds is None:
         return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
+    return f"{clock_time(seconds)} left"

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from tsla.tasks.loading import Batch
+from tsla.training.objective import plain
 
 LOG_EVERY = 10  # optimiser steps
 
@@ -104,7 +105,7 @@ class Recorder(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validated_step = trainer.global_step
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = {name: plain(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self._write(trainer, trainer.global_step, metrics)
         self.mark = time.perf_counter()
 
@@ -123,8 +124,8 @@ class Recorder(L.Callback):
         tokens = int(trainer.strategy.reduce(self.since_tokens, reduce_op="sum"))  # waits for the device
         seconds = self.since_seconds + time.perf_counter() - self.mark
         metrics = {
-            "train/loss": float(module.train_loss.compute()),
-            **{f"train/{name}": float(value) for name, value in module.train_scores.compute().items()},
+            "train/loss": plain(module.train_loss.compute()),
+            **{f"train/{name}": plain(value) for name, value in module.train_scores.compute().items()},
             "optim/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "perf/tokens_per_second": tokens / seconds,
         }

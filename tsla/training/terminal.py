@@ -1,4 +1,4 @@
-"""A console whose lines also go to a log file."""
+"""A console whose lines also go to a log file, and how times are written there."""
 
 import io
 from collections.abc import Iterator
@@ -26,6 +26,13 @@ class TeeConsole(Console):
         super().print(*objects, **options)
         if self._log is not None:
             self._log.print(*objects, **options)
+
+
+def clock_time(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

@@ -1,0 +1,110 @@
+"""A suite's cells: every combination once, named for what it is, and all that is wrong told before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tsla.config import ConfigError
+from tsla.config.grid import cells_of, read_suite, suite_of, without_seed
+
+SUITE = {
+    "grid": {"experiment": ["digits", "listops_short"], "seed": [0, 1, 2]},
+    "variants": [["mixer=taylor"], ["mixer=none", "model.short_conv=0"]],
+    "overrides": ["trainer.max_steps=100"],
+}
+
+
+def test_every_combination_is_a_cell():
+    cells = cells_of(SUITE)
+    assert len(cells) == len({cell.name for cell in cells}) == 12 and len({cell.group for cell in cells}) == 4
+    names = [cell.name for cell in cells]
+    assert names[0] == "taylor_digits_seed0" and "none_short_conv0_listops_short_seed2" in names
+    for cell in cells:
+        assert cell.config.trainer.max_steps == 100 and cell.name == f"{cell.group}_seed{cell.config.seed}"
+        assert cell.config.mixer.name == cell.name.split("_")[0]
+        assert (cell.config.model.short_conv == 0) == (cell.config.mixer.name == "none")
+    for group in {cell.group for cell in cells}:
+        first, *others = (without_seed(cell.config) for cell in cells if cell.group == group)
+        assert others == [first, first]
+
+
+def test_the_command_line_says_the_same():
+    said = suite_of(["experiment=digits,listops_short", "seed=range(0,3)", "trainer.max_steps=100", "out=x y"])
+    assert said == {"grid": SUITE["grid"] | {"seed": ["0", "1", "2"]}, "overrides": SUITE["overrides"], "out": "x y"}
+    assert [cell.config for cell in cells_of(said)] == [
+        cell.config for cell in cells_of({k: v for k, v in SUITE.items() if k != "variants"})
+    ]
+    (cell,) = cells_of(suite_of(["experiment=digits"]))
+    assert cell.name == "run" and cell.config.experiment == "digits"
+
+
+def test_values_of_any_kind():
+    grid = {"experiment": ["digits"], "model.layers": [["window", "taylor"], []], "mixer.gate": [True, False],
+            "mixer.head_dim": [None, 8], "optim.lr": [1e-3], "data_dir": ["/tmp/two words", "läuft's"]}  # fmt: skip
+    cells = cells_of({"grid": grid})
+    assert len(cells) == 16
+    assert {str(cell.config.model.layers) for cell in cells} == {"['window', 'taylor']", "[]"}
+    assert {cell.config.mixer.head_dim for cell in cells} == {None, 8}
+    assert {cell.config.data_dir for cell in cells} == {"/tmp/two words", "läuft's"}
+    for cell in cells:
+        assert Path(cell.name).name == cell.name and not set(cell.name) & set(" '/=[],")
+
+
+def test_names_that_would_clash_get_a_number():
+    cells = cells_of({"grid": {"experiment": ["digits"], "data_dir": ["a/b", "a-b"]}})
+    assert [cell.name for cell in cells] == ["digits_data_dira-b", "digits_data_dira-b_2"]
+    assert len({cell.group for cell in cells}) == 2
+
+
+def test_all_problems_of_all_cells_are_told_once():
+    suite = {"grid": {"mixer": ["taylor", "softmax"], "model.dims": [3], "seed": [0, 1]}, "overrides": ["run_dir=x"]}
+    with pytest.raises(ConfigError) as caught:
+        cells_of(suite)
+    problems = caught.value.problems
+    assert len(problems) == 2
+    assert (
+        problems[0] == "run_dir=x: a suite decides run_dir itself (taylor_dims3_seed0, taylor_dims3_seed1 and 2 more)"
+    )
+    assert "model.dims is not an option" in problems[1] and "(did you mean 'dim'?)" in problems[1]
+
+
+def test_the_same_run_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"these cells are the same run \(digits, seed0_digits\)"):
+        cells_of({"grid": {"experiment": ["digits"]}, "variants": [[], ["seed=0"]]})
+
+
+def test_a_file_comes_back(tmp_path):
+    file = tmp_path / "suite.yaml"
+    file.write_text("grid: {seed: [0, 1]}\nvariants: [[mixer=taylor], mixer=none]\nout: there\n")
+    assert read_suite(file) == read_suite(tmp_path)
+    assert len(cells_of(read_suite(file))) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grd: {}", "grd is not a part of a suite (did you mean 'grid'?)"),
+        ("grid: [1]", "grid must be a mapping"),
+        ("overrides: {a: 1}", "overrides must be a list of key=value texts"),
+        ("variants: [[1]]", "variants must be a list of lists of key=value texts"),
+        ("out: [a]", "out must be a folder"),
+        ("- a", "must hold a mapping"),
+        ("grid: {a: [", "is not a suite"),
+        ("grid: !!python/object/apply:os.system ['touch pwned']", "is not a suite"),
+        ("grid: {seed: ['${oc.env:HOME}']}", ""),
+    ],
+)
+def test_what_is_no_suite(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        cells_of(read_suite(file))
+    assert message in str(caught.value) and not (tmp_path / "pwned").exists()
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere is not a suite"):
+        read_suite(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        suite_of(["model.dim=["])

@@ -1,0 +1,193 @@
+"""Grouping: what is one row, how it is called, in what order rows stand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import report_runs
+
+from tsla.evaluation.figures import _apart, _file_names, _short, looks_of
+from tsla.evaluation.runs import find_runs
+from tsla.evaluation.tables import columns_of, make_tables, notes_of, overview, rows_of
+
+
+def tables(path):
+    return make_tables(find_runs([path]))
+
+
+def test_seeds_of_one_config_are_one_row(tmp_path):
+    for seed, score in enumerate([0.8, 0.9, 0.7]):
+        options = {"data_dir": str(seed), "logger.name": f"l{seed}", "experiment": f"e{seed}"}
+        report_runs.write(tmp_path / str(seed), seed=seed, score=score, options=options)
+    (table,) = tables(tmp_path).tasks
+    (group,) = table.groups
+    assert group.seeds == [0, 1, 2] and group.variant == ""
+    assert group.score.mean == pytest.approx(0.8) and group.score.std == pytest.approx(0.1)
+    assert str(group.score) == "0.800 ± 0.100"
+    assert group.val == pytest.approx(0.79)
+    assert group.tokens_per_second == 1001.0 and group.minutes == pytest.approx(61 / 60)
+    assert group.peak_memory_bytes == 102 * 2**20
+    assert group.commands == [f"tsla train experiment=digits seed={seed}" for seed in range(3)]
+
+
+def test_a_single_seed_has_no_spread(tmp_path):
+    report_runs.write(tmp_path / "a")
+    (group,) = tables(tmp_path).tasks[0].groups
+    assert group.score.std is None and str(group.score) == "0.900"
+
+
+def test_a_seed_run_twice_is_told(tmp_path):
+    for name in "ab":
+        report_runs.write(tmp_path / name, seed=4)
+    table = tables(tmp_path).tasks[0]
+    assert table.groups[0].seeds == [4]
+    assert dict(zip(columns_of(table), rows_of(table)[1][0], strict=True))["seeds"] == "1 (2 runs)"
+
+
+def test_a_variant_tells_what_differs_within_its_task_and_mixer_alone(tmp_path):
+    report_runs.write(tmp_path / "a", options={"model.depth": 4, "optim.lr": 0.1})
+    report_runs.write(tmp_path / "b", options={"optim.lr": 0.1})
+    report_runs.write(tmp_path / "c", mixer="softmax", options={"model.depth": 9})
+    report_runs.write(tmp_path / "d", task="text", options={"task.seed": 7, "model.new": True})
+    digits, text = tables(tmp_path).tasks
+    assert {(group.mixer, group.variant) for group in digits.groups} == {
+        ("taylor", "model.depth=4"), ("taylor", "model.depth=2"), ("softmax", ""),
+    }  # fmt: skip
+    assert [group.variant for group in text.groups] == [""]
+    assert "variant" in columns_of(digits) and "variant" not in columns_of(text)
+
+
+def test_an_option_that_one_config_lacks(tmp_path):
+    report_runs.write(tmp_path / "a", options={"model.new": "x"})
+    report_runs.write(tmp_path / "b")
+    assert {group.variant for group in tables(tmp_path).tasks[0].groups} == {"model.new=x", "model.new=absent"}
+
+
+def test_what_differs_between_mixers_beside_themselves_is_noted(tmp_path):
+    report_runs.write(tmp_path / "a", options={"optim.lr": 0.1, "mixer.heads": 3})
+    report_runs.write(tmp_path / "b", mixer="softmax")
+    (table,) = tables(tmp_path).tasks
+    assert table.differing == ["optim.lr: 0.1 (taylor); 0.001 (softmax)"]
+    assert any("optim.lr: 0.1 (taylor)" in note for note in notes_of(table))
+
+
+def test_rows_fall_by_score_with_the_references_among_them_and_nan_last(tmp_path):
+    for mixer, score in (("taylor", 0.5), ("softmax", 0.97), ("none", math.nan), ("window", 0.6)):
+        report_runs.write(tmp_path / mixer, mixer=mixer, score=score)
+    (table,) = tables(tmp_path).tasks
+    assert [cells[0] for cells, _ in rows_of(table)] == [
+        "softmax", "linear (reference)", "window", "taylor", "majority (reference)", "none",
+    ]  # fmt: skip
+    assert {len(cells) for cells, _ in rows_of(table)} == {len(columns_of(table))}
+    assert table.best.mixer == "softmax"
+
+
+def test_tasks_and_monitors_stand_apart(tmp_path):
+    report_runs.write(tmp_path / "a", task="text")
+    report_runs.write(tmp_path / "b", task="genes", monitor="f1")
+    report_runs.write(tmp_path / "c", task="ett", monitor="r2", score=-0.5)
+    report_runs.write(tmp_path / "d", task="text", monitor="f1")
+    made = tables(tmp_path).tasks
+    assert [(table.task, table.monitor) for table in made] == [
+        ("ett", "r2"), ("genes", "f1"), ("text", "accuracy"), ("text", "f1"),
+    ]  # fmt: skip
+    assert [columns_of(table)[2] for table in made] == ["test r2", "test f1", "test accuracy", "test f1"]
+    assert made[0].slices[0].heading == "mean absolute error" and made[1].slices[0].heading == "test f1"
+
+
+def test_slices_are_means_over_seeds_and_of_one_value_left_out(tmp_path):
+    report_runs.write(tmp_path / "a", score=0.9)
+    report_runs.write(tmp_path / "b", score=0.7, seed=1)
+    report_runs.write(tmp_path / "c", mixer="none", score=0.2, changes={"slices": {}})
+    (part,) = tables(tmp_path).tasks[0].slices
+    assert part.name == "length" and part.values == ["a", "b"] and part.items == [5, 5]
+    assert part.cells == [["0.800", ""], ["0.700", ""]]
+
+
+def test_the_confusion_matrix_is_that_of_the_best_on_validation_over_its_seeds(tmp_path):
+    for seed in (0, 1):
+        report_runs.with_confusion(report_runs.write(tmp_path / f"a{seed}", seed=seed))
+    changes = {"metrics": {"test/accuracy": 0.99, "val/accuracy": 0.3}}
+    report_runs.with_confusion(report_runs.write(tmp_path / "b", mixer="none", changes=changes), "xyz")
+    (table,) = tables(tmp_path).tasks
+    assert table.best.mixer == "taylor" and table.groups[0].mixer == "none"
+    assert table.confusion.labels == ["a", "b", "c"] and table.confusion.counts[0] == [18, 2, 0]
+
+
+def test_setups_are_told_apart(tmp_path):
+    report_runs.write(tmp_path / "a")
+    assert len(notes_of(tables(tmp_path).tasks[0])) == 3
+    report_runs.write(tmp_path / "b", seed=1, changes={"host": {**report_runs.HOST, "gpu": "H100"}, "git_sha": None})
+    notes = notes_of(tables(tmp_path).tasks[0])
+    assert any("do not compare" in note for note in notes)
+    assert any("8a9068e3c8+, unknown" in note and "H100" in note for note in notes)
+
+
+def test_the_overview_takes_the_variant_best_on_validation(tmp_path):
+    report_runs.write(tmp_path / "a", score=0.8)
+    lucky = {"metrics": {"test/accuracy": 0.95, "val/accuracy": 0.1}}
+    report_runs.write(tmp_path / "b", options={"model.depth": 9}, changes=lucky)
+    report_runs.write(tmp_path / "c", task="text", mixer="none")
+    headings, rows = overview(tables(tmp_path).tasks)
+    assert headings == ["digits (accuracy)", "text (accuracy)"]
+    assert [(row.mixer, row.cells, row.best) for row in rows] == [
+        ("none", ["", "0.900"], [False, True]), ("taylor", ["0.800", ""], [True, False]),
+    ]  # fmt: skip
+
+
+def test_an_unfinished_run_tells_how_far_it_is(tmp_path):
+    report_runs.write(tmp_path / "a b", finished=False, seed=3, steps=20)
+    (tmp_path / "a b" / "metrics.csv").write_text("step,epoch,val/loss,val/f1\n10,0,1,0.5\n20,0,1,0.625\n")
+    report_runs.write(tmp_path / "c", finished=False)
+    (tmp_path / "c" / "metrics.csv").unlink()
+    made = tables(tmp_path)
+    first, second = made.unfinished
+    assert (first.step, first.of_steps, first.seed, first.val) == (20, "40", "3", "val/f1 0.625")
+    assert first.command == f"tsla train 'resume={tmp_path}/a b'"
+    assert (second.step, second.val) == (0, "none yet")
+    assert made.tasks == [] and made.summary == "0 finished runs, 0 tasks, 0 mixers; 2 without a result"
+
+
+def test_looks_are_the_same_over_tasks_and_differ_between_mixers(tmp_path):
+    mixers = ["taylor", "softmax", "none", "window", *(f"m{at}" for at in range(8))]
+    for mixer in mixers:
+        report_runs.write(tmp_path / mixer, mixer=mixer)
+    report_runs.write(tmp_path / "x", task="text", mixer="m3")
+    looks = looks_of(tables(tmp_path).tasks)
+    assert len(looks) == 12 and len({look.color for look in looks.values()}) == 12
+    assert looks["taylor", ""].color == "#d55e00"
+
+
+def test_variants_differ_in_look(tmp_path):
+    for depth in range(12):
+        report_runs.write(tmp_path / f"a{depth}", options={"model.depth": depth})
+    alone = looks_of(tables(tmp_path).tasks)
+    report_runs.write(tmp_path / "b", mixer="none")
+    beside = looks_of(tables(tmp_path).tasks)
+    for looks in (alone, beside):
+        own = [look for (mixer, _), look in looks.items() if mixer == "taylor"]
+        assert len({(look.color, str(look.dashes)) for look in own}) == len({look.color for look in own}) == 12
+    assert [variant for mixer, variant in beside if mixer == "taylor"][:3] == [f"model.depth={at}" for at in range(3)]
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.9, 0.5, 0.1], [0.5, 0.5, 0.49], [0.9, 0.52, 0.51, 0.5, 0.49, 0.1]])
+def test_labels_are_moved_apart_and_no_more(values):
+    places = _apart(values, 0.1)
+    assert all(above - below > 0.0999 for above, below in pairwise(places))
+    if all(above - below >= 0.1 for above, below in pairwise(values)):
+        assert places == pytest.approx(values)
+    assert sum(places) == pytest.approx(sum(values))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.25, "0.25"), (800, "800"), (9999, "9999"), (12000, "12k"), (1.5e6, "1.5M"), (2e9, "2G")]
+)
+def test_short_numbers(value, text):
+    assert _short(value) == text
+
+
+def test_tasks_whose_names_look_alike_have_different_files(tmp_path):
+    for at, task in enumerate(["a b", "a-b", "a_b", "A-B-2", "../", "語"]):
+        report_runs.write(tmp_path / str(at), task=task)
+    names = _file_names(tables(tmp_path).tasks)
+    assert len(set(names)) == 6 and all(name.replace("-", "").isalnum() and name.isascii() for name in names)

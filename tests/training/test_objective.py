@@ -1,0 +1,110 @@
+"""Losses and scores by hand: classes, labels, numbers and tokens."""
+
+import pytest
+import torch
+import train_runs as runs
+from sklearn.metrics import f1_score, r2_score
+
+from tsla.tasks.base import IGNORE
+from tsla.tasks.loading import Batch
+from tsla.training.objective import Answers, Objective, plain, row_means
+
+
+def answers(outputs: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor | None = None) -> Answers:
+    return Answers(outputs, targets, torch.arange(len(outputs)) if rows is None else rows, None)
+
+
+def scores(objective: Objective, *batches: Answers) -> dict[str, float]:
+    metrics = objective.scores()
+    for batch in batches:
+        objective.update(metrics, batch)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def test_classes():
+    objective = Objective(runs.spec(outputs=3))
+    outputs, targets = torch.randn(20, 3), torch.randint(3, (20,))
+    found = answers(outputs, targets)
+    assert objective.monitor == "accuracy"
+    expected = -outputs.log_softmax(-1)[torch.arange(20), targets].mean()
+    torch.testing.assert_close(objective.loss(found), expected)
+    predicted = outputs.argmax(-1)
+    got = scores(objective, answers(outputs[:7], targets[:7]), answers(outputs[7:], targets[7:]))
+    assert got["accuracy"] == pytest.approx(float((predicted == targets).float().mean()))
+    assert got["f1"] == pytest.approx(f1_score(targets, predicted, average="macro"), abs=1e-6)
+    assert torch.equal(objective.predicted(outputs), predicted)
+
+
+def test_labels():
+    objective = Objective(runs.spec(outputs=4, target="labels"))
+    outputs, targets = torch.randn(20, 4), torch.randint(2, (20, 4)).float()
+    p = outputs.sigmoid()
+    expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+    torch.testing.assert_close(objective.loss(answers(outputs, targets)), expected)
+    assert objective.monitor == "f1" and torch.equal(objective.predicted(outputs), (outputs > 0).long())
+    got = scores(objective, answers(outputs, targets))
+    assert got["accuracy"] == pytest.approx(float(((outputs > 0) == targets.bool()).float().mean()))
+    assert got["f1"] == pytest.approx(f1_score(targets, outputs > 0, average="macro"), abs=1e-6)
+
+
+def test_numbers_are_standardised_in_the_loss_and_told_in_their_unit():
+    objective = Objective(runs.spec(outputs=2, target="numbers", target_mean=(10.0, -1.0), target_std=(4.0, 0.5)))
+    outputs, targets = torch.randn(20, 2), torch.randn(20, 2)
+    torch.testing.assert_close(objective.loss(answers(outputs, targets)), (outputs - targets).square().mean())
+    scale, shift = torch.tensor([4.0, 0.5]), torch.tensor([10.0, -1.0])
+    told, true = outputs * scale + shift, targets * scale + shift
+    torch.testing.assert_close(objective.predicted(outputs), told)
+    got = scores(objective, answers(outputs, targets))
+    assert objective.monitor == "r2"
+    assert got["mae"] == pytest.approx(float((told - true).abs().mean()), rel=1e-5)
+    assert got["r2"] == pytest.approx(r2_score(true, told), rel=1e-4)
+
+
+def test_tokens_are_scored_where_there_is_a_target_and_rows_count_alike():
+    objective = Objective(runs.spec(outputs=5, target="tokens"))
+    logits = torch.randn(2, 4, 5)
+    targets = torch.tensor([[IGNORE, 1, 2, 3], [0, IGNORE, IGNORE, IGNORE]])
+    batch = Batch(torch.ones(2, 4).long(), torch.ones(2, 4).bool(), targets, torch.arange(2))
+    asked = []
+
+    def run(inputs, mask, wanted):
+        asked.append(wanted)
+        return logits[wanted], torch.tensor(3.0)
+
+    found = objective.ask(run, batch)
+    assert torch.equal(asked[0], targets != IGNORE) and float(found.aux) == 3.0
+    assert found.targets.tolist() == [1, 2, 3, 0] and found.rows.tolist() == [0, 0, 0, 1]
+    torch.testing.assert_close(
+        objective.loss(found), torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    )
+    right = (logits.argmax(-1) == targets).float()
+    assert scores(objective, found)["accuracy"] == pytest.approx(float(right[0].sum() / 3 + right[1, 0]) / 2)
+
+
+def test_a_batch_without_any_target_has_no_loss():
+    objective = Objective(runs.spec(outputs=5, target="tokens"))
+    nothing = answers(torch.zeros(0, 5, requires_grad=True), torch.zeros(0).long())
+    loss = objective.loss(nothing)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+
+
+@pytest.mark.parametrize("target", ["class", "labels", "numbers", "tokens"])
+def test_what_is_shown_while_training_needs_one_row(target):
+    spec = runs.spec(outputs=3, target=target, target_mean=(0.0,) * 3, target_std=(1.0,) * 3)
+    objective = Objective(spec)
+    one = torch.randn(1, 3) if target in ("labels", "numbers") else torch.ones(1).long()
+    metrics = objective.scores(training=True)
+    objective.update(metrics, answers(torch.randn(1, 3), one if target != "labels" else (one > 0).float()))
+    assert all(torch.isfinite(value) for value in metrics.compute().values())
+    assert set(metrics) < set(objective.scores()) or target == "tokens"
+
+
+def test_row_means():
+    values, rows = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([5, 2, 5, 5])
+    assert row_means(values, rows).tolist() == [2.0, pytest.approx(13 / 3)]
+
+
+def test_plain_numbers():
+    assert plain(torch.tensor(0.1)) == 0.1 and plain(torch.tensor(1.0)) == 1.0
+    assert plain(torch.tensor(0.1, dtype=torch.float64)) == 0.1

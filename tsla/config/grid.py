@@ -1,0 +1,182 @@
+"""Many runs from one description: every combination of some options, as a YAML file or on the command line.
+
+A suite file holds, all but one of the first two optional::
+
+    grid:                          # every combination of these values
+      experiment: [digits, listops_short]
+      seed: [0, 1, 2]
+    variants:                      # each with every combination; the options of a variant go together
+      - [mixer=taylor]
+      - [mixer=none, model.short_conv=0]
+    overrides: [trainer.max_steps=100]   # of all cells
+    out: runs/suites/small         # where the cells go, a folder each
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from tsla.config.compose import compose
+from tsla.config.help import spell
+from tsla.config.options import ConfigError, did_you_mean
+from tsla.config.schema import GROUPS, Config
+
+KEYS = ("grid", "variants", "overrides", "out")
+FORBIDDEN = ("run_dir", "resume", "dry_run")  # a suite decides them
+
+
+class Cell(NamedTuple):
+    """One run of a suite.
+
+    name: of its folder.  group: name without the seed; cells that share it differ in nothing else.
+    arguments: of `tsla train`.  config: what they give.
+    """
+
+    name: str
+    group: str
+    arguments: tuple[str, ...]
+    config: Config
+
+
+def read_suite(path: Path) -> dict[str, Any]:
+    """The content of a suite file, or of the one in a suite's folder.
+
+    Raises:
+        ConfigError: a file that is not one, with everything that is wrong with it.
+    """
+    file = path / "suite.yaml" if path.is_dir() else path
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:  # any parser error means the same to the reader
+        raise ConfigError([f"{file} is not a suite: {error}"]) from None
+    if not isinstance(data, dict):
+        raise ConfigError([f"{file} must hold a mapping with {', '.join(KEYS)}, got {type(data).__name__}"])
+    suite = {str(key): value for key, value in data.items()}
+    problems = [f"{file}: {key} is not a part of a suite{did_you_mean(key, KEYS)}" for key in suite if key not in KEYS]
+    if not isinstance(suite.get("grid", {}), dict):
+        problems.append(f"{file}: grid must be a mapping from options to lists of values")
+    for key in ("overrides", "variants"):
+        value = suite.get(key, [])
+        items = value if key == "overrides" or not isinstance(value, list) else [i for v in value for i in _listed(v)]
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in items):
+            problems.append(f"{file}: {key} must be a list of " + ("" if key == "overrides" else "lists of ")
+                            + "key=value texts")  # fmt: skip
+    if not isinstance(suite.get("out", ""), str):
+        problems.append(f"{file}: out must be a folder")
+    if problems:
+        raise ConfigError(problems)
+    return suite
+
+
+def suite_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """A suite from arguments in which an option may have several values: ``seed=0,1,2`` or any sweep of Hydra's.
+
+    Raises:
+        ConfigError: arguments that cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    suite: dict[str, Any] = {"grid": {}, "overrides": []}
+    problems = []
+    for argument in arguments:
+        key, sign, text = argument.partition("=")
+        if sign and key == "out":
+            suite["out"] = text
+            continue
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]}")
+            continue
+        if override.is_sweep_override():
+            suite["grid"][override.key_or_group] = list(override.sweep_string_iterator())
+        else:
+            suite["overrides"].append(argument)
+    if problems:
+        raise ConfigError(problems)
+    return suite
+
+
+def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
+    """The runs of a suite, each composed and checked.
+
+    Raises:
+        ConfigError: every problem of every cell, once, with the cells that have it.
+    """
+    grid = {str(key): [_text(v) for v in _listed(values)] for key, values in (suite.get("grid") or {}).items()}
+    variants = [_listed(variant) for variant in suite.get("variants") or [[]]]
+    common = list(suite.get("overrides") or [])
+    problems: dict[str, list[str]] = {}
+    cells: list[Cell] = []
+    for combination in itertools.product(variants, *grid.values()):
+        variant, values = combination[0], combination[1:]
+        own = [*variant, *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
+        arguments = (*common, *own)
+        name = _name(own)
+        found = [f"{argument}: a suite decides {argument.split('=')[0]} itself" for argument in arguments
+                 if argument.split("=")[0].lstrip("+") in FORBIDDEN]  # fmt: skip
+        try:
+            config = compose(arguments)
+        except ConfigError as error:
+            found += error.problems
+        for problem in found:
+            problems.setdefault(problem, []).append(name)
+        if not found:
+            cells.append(Cell(name, _name([a for a in own if not a.startswith("seed=")]), arguments, config))
+    for first, second in itertools.combinations(cells, 2):
+        if first.config == second.config:
+            problems.setdefault("these cells are the same run", []).extend([first.name, second.name])
+    if problems:
+        raise ConfigError([f"{problem} ({_some(names)})" for problem, names in problems.items()])
+    return _with_distinct_names(cells)
+
+
+def without_seed(config: Config) -> Config:
+    """What the runs of a group share."""
+    return replace(config, seed=0)
+
+
+def _name(arguments: Sequence[str]) -> str:
+    """A folder name that says the options: ``digits_taylor_seed0``; the name of a group's choice speaks for itself."""
+    parts = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        plain = re.sub(r"[^\w.+-]+", "-", value).strip("-")
+        parts.append(plain if key in GROUPS or key == "experiment" else f"{key.split('.')[-1]}{plain}")
+    return "_".join(part for part in parts if part) or "run"
+
+
+def _with_distinct_names(cells: list[Cell]) -> list[Cell]:
+    """Two options may be spelled alike once their signs are gone: later ones get a number."""
+    seen: dict[str, int] = {}
+    out = []
+    for cell in cells:
+        seen[cell.name] = seen.get(cell.name, 0) + 1
+        number = "" if seen[cell.name] == 1 else f"_{seen[cell.name]}"
+        out.append(cell._replace(name=cell.name + number, group=cell.group + number))
+    return out
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _text(value: Any) -> str:
+    """A value as an argument says it; Hydra's grammar wants quotes around what it has a use for itself."""
+    text = spell(value)
+    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]*", text) or re.fullmatch(r"'.*'|\[.*\]", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _some(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

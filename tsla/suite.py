@@ -1,0 +1,178 @@
+"""Running a suite: every cell in a process and a folder of its own, finished ones skipped, killed ones gone on with."""
+
+import csv
+import io
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from tsla.config import Config, ConfigError
+from tsla.config.grid import Cell, without_seed
+from tsla.evaluation.runs import find_runs
+from tsla.training.terminal import clock_time
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+
+
+def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estimate: bool, console: Console) -> int:
+    """Train all cells that have no result yet, one after the other, and write the results; returns the exit status.
+
+    A cell that fails does not keep the others from running; a signal ends the suite, and the same command goes on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "suite.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({**suite, "out": str(out)})))
+    left = [cell for cell in cells if not _finished(out, cell)]
+    seconds = _estimate(left, console) if estimate and left else {}
+    console.print(_plan(cells, left, seconds))
+    in_all = f", about {clock_time(sum(seconds.values()))} in all" if seconds else ""
+    console.print(f"{len(left)} of {len(cells)} cells to train{in_all}", highlight=False)
+    failed = []
+    for number, cell in enumerate(left, 1):
+        console.rule(f"{cell.name}  ({number} of {len(left)})")
+        status = _train(cell, out / cell.name)
+        if status > 128:
+            console.print(f"stopped; go on with: tsla suite {out}", **PLAIN)
+            return status
+        failed += [cell.name] * (status != 0)
+    table = results(cells, out)
+    (out / "results.csv").write_text(_as_csv(table))
+    console.print(_as_table(table))
+    console.print(f"results {out / 'results.csv'}   figures and pages: tsla report {out}", **PLAIN)
+    for name in failed:
+        console.print(f"failed: {out / name}, see its log.txt", style="red", **PLAIN)
+    return 1 if failed else 0
+
+
+def results(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
+    """A row for each group with mean and spread over its seeds, in falling order of score within a task.
+
+    What depends on the hour (seconds, speed) is left to the report, so that the same cells give the same rows.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        if _finished(out, cell) and (result := find_runs([out / cell.name])[0].result):
+            groups.setdefault(cell.group, []).append(result)
+    rows = []
+    for name, found in groups.items():
+        first = found[0]
+        scores = [result["metrics"][f"test/{first['monitor']}"] for result in found]
+        rows.append({
+            "group": name, "task": first["task"], "mixer": first["mixer"], "score": f"test/{first['monitor']}",
+            "seeds": len(scores), "mean": statistics.mean(scores),
+            "std": statistics.stdev(scores) if len(scores) > 1 else None, "min": min(scores), "max": max(scores),
+            "params": first["params"], "state_bytes": first["state_bytes"],
+            "steps": statistics.mean(result["steps"] for result in found),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["task"], -row["mean"], row["group"]))
+
+
+def _finished(out: Path, cell: Cell) -> bool:
+    return (out / cell.name / "result.json").exists()
+
+
+def _estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
+    """Seconds of each cell, from a few steps of each group's first in a process that then gives back its memory.
+
+    Raises:
+        ConfigError: cells that do not even take those steps, with why: better told now than after hours.
+    """
+    seconds: dict[str, float] = {}
+    problems = []
+    began, set_up = time.perf_counter(), 0.0  # a cell's process has to start and read its data as the first here has
+    by_config: list[tuple[Config, float]] = []
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        for cell in cells:
+            known = [spent for config, spent in by_config if config == without_seed(cell.config)]
+            if not known:
+                try:
+                    with console.status(f"estimating {cell.group}"):
+                        known = [pool.submit(_seconds_of, cell.config).result()]
+                except (ValueError, OSError, RuntimeError) as error:
+                    problems.append(f"{cell.group}: {error}")
+                    known = [0.0]
+                set_up = set_up or time.perf_counter() - began
+                by_config.append((without_seed(cell.config), known[0]))
+            seconds[cell.name] = known[0] + set_up
+    if problems:
+        raise ConfigError(problems)
+    return seconds
+
+
+def _seconds_of(config: Config) -> float:
+    """Runs in another process: this one has no use for torch."""
+    from tsla.dry_run import measure
+
+    return measure(config).seconds
+
+
+def _train(cell: Cell, folder: Path) -> int:
+    """Exit status of `tsla train` in a process of its own; signals that come here go there, and it is waited for."""
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    command = [sys.executable, "-m", "tsla.cli", "train", *cell.arguments, f"run_dir='{quoted}'", "resume=auto"]
+    with _passed_on() as child:
+        process = subprocess.Popen(command)
+        child.append(process)
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def _passed_on() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """SIGTERM goes on to the process in the list; SIGINT reaches it anyway, as it shares the terminal."""
+    child: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for process in child:
+            process.send_signal(signum)
+
+    earlier = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+    earlier[signal.SIGINT] = signal.signal(signal.SIGINT, pass_on if not os.isatty(0) else lambda *_: None)
+    try:
+        yield child
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+
+
+def _plan(cells: Sequence[Cell], left: Sequence[Cell], seconds: dict[str, float]) -> Table:
+    table = Table("cell", "state")
+    if seconds:
+        table.add_column("estimate", justify="right")
+    waiting = {cell.name for cell in left}
+    for cell in cells:
+        state = "to train" if cell.name in waiting else "finished"
+        estimated = [clock_time(seconds[cell.name]) if cell.name in seconds else ""] if seconds else []
+        table.add_row(cell.name, state, *estimated, style=None if cell.name in waiting else "dim")
+    return table
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["group"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _as_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("task", "group")
+    for heading in ("score", "mean", "± std", "seeds"):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for row in rows:
+        std = "" if row["std"] is None else f"{row['std']:.3f}"
+        table.add_row(row["task"], row["group"], row["score"], f"{row['mean']:.3f}", std, str(row["seeds"]))
+    return table

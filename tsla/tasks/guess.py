@@ -1,0 +1,170 @@
+"""A first look at data of which nothing is known yet: its columns, which of them to learn from, and what to type."""
+
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tsla.tasks import tables
+from tsla.tasks.encoding import shorten
+
+SAMPLE = 1000  # rows that are looked at
+INPUTS = ("text", "input", "inputs", "input_ids", "tokens", "sequence", "values", "series", "signal", "sentence",
+          "review", "document", "content", "body")  # fmt: skip
+LABELS = ("label", "labels", "class", "target", "category", "sentiment", "score", "rating", "y")
+SPLITS = ("split", "fold", "subset", "partition", "set")
+PLAIN = re.compile(r"(?!null$|true$|false$|nan$|inf$)(?=.*[A-Za-z_])[A-Za-z_./~-][\w./~-]*", re.ASCII | re.IGNORECASE)
+
+
+def guess(path: Path | str) -> str:
+    """The columns of a file, folder or data set on the Hub, what they hold, and the command that suits them.
+
+    Raises:
+        ValueError, FileNotFoundError: as `tsla.tasks.tables.read`.
+    """
+    from tsla.tasks.inspect import render  # which offers this function beside its own
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = tables.read(str(path), scratch=Path(scratch))
+        columns = next(iter(found.values()))
+        cells = {name: tables.column(columns, name, "column", str(path)) for name in columns}
+        rows = {split: tables.rows(part) for split, part in found.items()}
+    kinds = {name: kind_of(values[:SAMPLE]) for name, values in cells.items()}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("column", "holds", "different", "first"):
+        table.add_column(heading)
+    for name, values in cells.items():
+        sample = [str(value) for value in values[:SAMPLE]]
+        table.add_row(Text(repr(name)), kinds[name], f"{len(set(sample))} of {len(sample)}", Text(shorten(values[0])))
+    told = ", ".join(f"{split} {count:,} rows" if split else f"{count:,} rows" for split, count in rows.items())
+    options = suggest(cells, splits=list(found) != [""])
+    lines: list[RenderableType] = [Text(f"{path}: {told}"), "", table, ""]
+    if options is None:
+        return render([*lines, "there is no column to learn and one to learn from: two are needed"])
+    given = [argument(*pair) for pair in options.items()]
+    look = shlex.join(["tsla", "data", "inspect", str(path), *given])
+    train = shlex.join(["tsla", "train", "experiment=files",
+                        *(f"task.{part}" for part in (argument("path", str(path)), *given))])  # fmt: skip
+    return render([*lines, "a guess at what to type; the first looks closer, the second trains",
+                   Text(f"  {look}"), Text(f"  {train}")])  # fmt: skip
+
+
+def argument(key: str, value: object) -> str:
+    """`key=value` as it is typed, before the shell's own quotes: texts with unusual characters stand in quotes."""
+    if isinstance(value, list):
+        return f"{key}=[{','.join(_spelled(item) for item in value)}]"
+    return f"{key}={_spelled(value)}"
+
+
+def _spelled(value: object) -> str:
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower()
+    if PLAIN.fullmatch(value):
+        return value
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
+def suggest(cells: dict[str, list[Any]], *, splits: bool) -> dict[str, object] | None:
+    """Options of the task `files` for these columns, those left out whose default fits; None if there is no pair."""
+    kinds = {name: kind_of(values[:SAMPLE]) for name, values in cells.items()}
+    split = next((name for name in cells if name.lower() in SPLITS and _splits(cells[name])), None)
+    left = [name for name in cells if name != split]
+    source = _input(left, kinds, cells)
+    left = [name for name in left if name != source]
+    label = _label(left, cells)
+    if source is None or label is None:
+        return None
+    made: dict[str, object] = {"input": source, "label": [label], "kind": _KINDS.get(kinds[source], "bytes"),
+            "target": _target(kinds[label], cells[label])}  # fmt: skip
+    if splits or split:
+        made["split"] = "column"
+    if split not in (None, "split"):
+        made["split_column"] = split
+    defaults = {"input": "text", "label": ["label"], "kind": "bytes", "target": "class"}
+    return {key: value for key, value in made.items() if defaults.get(key) != value}
+
+
+_KINDS = {"lists of whole numbers": "tokens", "whole numbers in a text": "tokens", "lists of numbers": "series",
+          "numbers in a text": "series", "lists of lists": "series"}  # fmt: skip
+
+
+def kind_of(values: list[Any]) -> str:
+    """What the cells of a column are, in a few words."""
+    values = [value for value in values if value is not None and (not isinstance(value, str) or value.strip())]
+    if not values:
+        return "nothing"
+    kinds = {type(value) for value in values}
+    if kinds <= {bool}:
+        return "true or false"
+    if kinds <= {int, bool}:
+        return "whole numbers"
+    if kinds <= {int, float}:
+        return "numbers"
+    if all(isinstance(value, list | np.ndarray) for value in values):
+        return _kind_of_lists(values)
+    if kinds <= {str}:
+        return _kind_of_texts(values)
+    return "bytes" if kinds <= {bytes} else "a mix" if len(kinds) > 1 else kinds.pop().__name__
+
+
+def _kind_of_lists(values: list[Any]) -> str:
+    items = [item for value in values[:100] for item in list(value)[:100]]
+    if all(isinstance(item, list | np.ndarray) for item in items):
+        return "lists of lists"
+    if all(isinstance(item, int | np.integer) for item in items):
+        return "lists of whole numbers"
+    return "lists of numbers" if all(isinstance(item, int | float | np.number) for item in items) else "lists of texts"
+
+
+def _kind_of_texts(values: list[str]) -> str:
+    pieces = [value.replace(",", " ").replace(";", " ").strip(" []").split()[:200] for value in values[:100]]
+    several = any(len(piece) > 1 for piece in pieces)
+    for kind, one, many in ((int, "whole numbers", "whole numbers in a text"), (float, "numbers", "numbers in a text")):
+        try:
+            for piece in pieces:
+                for number in piece:
+                    kind(number)
+        except ValueError:
+            continue
+        return many if several else one
+    return "texts"
+
+
+def _input(names: list[str], kinds: dict[str, str], cells: dict[str, list[Any]]) -> str | None:
+    """The column with a usual name, or else the one with most in its cells."""
+    fitting = [name for name in names if kinds[name] in {"texts", "bytes", *_KINDS}]
+    for usual in INPUTS:
+        if found := [name for name in fitting if name.lower() == usual]:
+            return found[0]
+    return max(fitting, key=lambda name: sum(map(_size, cells[name][:SAMPLE])), default=None)
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, str | bytes | list | np.ndarray) else 0
+
+
+def _label(names: list[str], cells: dict[str, list[Any]]) -> str | None:
+    """The column with a usual name, or else the one with fewest different values, of more than one."""
+    for usual in LABELS:
+        if found := [name for name in names if name.lower() == usual]:
+            return found[0]
+    counts = {name: len({str(value) for value in cells[name][:SAMPLE]}) for name in names}
+    return min((name for name in names if counts[name] > 1), key=lambda name: counts[name], default=None)
+
+
+def _target(kind: str, cells: list[Any]) -> str:
+    sample = [str(cell) for cell in cells[:SAMPLE]]
+    if kind.startswith("lists of") or (kind == "texts" and sum(";" in cell for cell in sample) > len(sample) // 10):
+        return "labels"
+    many = len(set(sample)) > max(20, len(sample) // 20)
+    return "numbers" if kind == "numbers" or (kind == "whole numbers" and many) else "class"
+
+
+def _splits(cells: list[Any]) -> bool:
+    return all(isinstance(cell, str) and cell.strip().lower() in tables.SPLIT_NAMES for cell in cells)
