@@ -13,7 +13,7 @@ import torch
 import tsla
 from tsla import cli
 from tsla.config import compose
-from tsla.config.grid import cells_of, suite_of
+from tsla.config.grid import cells_of, read_suite, suite_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,6 +60,9 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
             assert compose(arguments)
         case ["tsla", "suite", *arguments]:
             assert cells_of(suite_of(arguments))
+        case ["tsla", "data", "inspect", *_]:
+            assert cli.main(line[1:]) == 1
+            assert "is not on this disk" in capsys.readouterr().err
         case ["tsla", "eval" | "report" | "predict", *_]:
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err
@@ -69,12 +72,33 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
             pytest.fail(f"unknown command: {shlex.join(line)}")
 
 
+def test_your_own_data_in_five_commands(tmp_path, monkeypatch, capsys):
+    """Word for word, but for a model and a training that are tiny."""
+    monkeypatch.chdir(tmp_path)
+    for place, kind in enumerate(("good", "bad")):
+        for number in range(30):
+            path = tmp_path / "reviews" / kind / f"{number}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"film number {number} was {('fine', 'dull')[place]}")
+    (tmp_path / "new.csv").write_text("text\nfilm number 99 was fine\n")
+    (block,) = (block for block in SHELL if "data inspect" in block)
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [line[0] for line in lines] == ["data", "train", "eval", "predict", "report"]
+    lines[1] += ["trainer.max_steps=2", "model.dim=16", "trainer.accelerator=cpu", "data_dir=data"]
+    assert [cli.main(line) for line in lines] == [0] * 5
+    out = capsys.readouterr().out
+    assert "tsla train experiment=files task.path=reviews" in out and "report/report.html" in out
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1].split(",")[1] in ("good", "bad")
+
+
 def test_inline_commands_compose():
     """Also those in running text and tables, such as `tsla train experiment=digits`."""
     found = re.findall(r"`(tsla [^`]+)`", README)
     for command in found:
         words = shlex.split(command)
-        assert words[1] in ("train", "eval", "info", "--help", "--version"), command
+        assert words[1] in ("train", "suite", "report", "data", "--help", "--version"), command
+        if words[1] == "suite":
+            assert not words[2:] or cells_of(read_suite(ROOT / words[2]))
         if words[1] == "train" and "--help" not in words and not any("resume" in word for word in words):
             assert compose(words[2:])
 

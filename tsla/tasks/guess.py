@@ -48,7 +48,7 @@ def guess(path: Path | str) -> str:
     if options is None:
         return render([*lines, "there is no column to learn and one to learn from: two are needed"])
     given = [argument(*pair) for pair in options.items()]
-    look = shlex.join(["tsla", "data", "inspect", str(path), *given])
+    look = shlex.join(["tsla", "data", "inspect", str(path), *(given or ["kind=bytes"])])  # an option: no guess again
     train = shlex.join(["tsla", "train", "experiment=files",
                         *(f"task.{part}" for part in (argument("path", str(path)), *given))])  # fmt: skip
     return render([*lines, "a guess at what to type; the first looks closer, the second trains",
