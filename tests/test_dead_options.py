@@ -78,7 +78,7 @@ def training(config: Config) -> object:
     try:
         fit(made, *loaders, objective=Objective(task.spec), optim=build.build_optim(config),
             settings=build.build_fit(config), run=RunDir(Path("run")), loggers=[], console=Console(quiet=True),
-            seed=0, resume="no")  # fmt: skip
+            seed=0)  # fmt: skip
     except Captured as captured:
         trainer, module = captured.args
     clock, _, average, checkpoints, *_ = trainer.callbacks

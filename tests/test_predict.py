@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     rows = [
         {"text": text, "label": name, "labels": [name, "all"][: 1 + i % 2], "a": i * 100.0, "b": i,
-         "x": [[i, 1.0 * (i % 3)]] * (1 + i % 4)}
+         "x": [[i, 1.0 * (i % 3)]] * (1 + i % 4), "time": [1.7e9 + i, 1.7e9 - i], "far": 1.7e9 + i}
         for i, (text, name) in enumerate(zip(TEXTS, NAMES, strict=True))
     ]  # fmt: skip
     data = folder / "data.jsonl"
@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
         "class": (*files, "task.max_length=16"),
         "labels": (*files, "task.label=[labels]", "task.target=labels"),
         "numbers": (*files, "task.label=[a,b]", "task.target=numbers", "task.input=x", "task.kind=series"),
+        "far": (*files, "task.label=[far]", "task.target=numbers", "task.input=time", "task.kind=series"),
         "number": (*files, "task.label=[a]", "task.target=numbers", "model.positions=learned"),
         "tokens": ("experiment=mqar", "task.train=[16/2/40]", "task.val=[16/2/8]", "task.test=[16/2/8]",
                    "task.vocab_size=32", f"data_dir={folder / 'data'}"),
@@ -145,6 +146,17 @@ def test_numbers_have_their_unit(trained):
         assert [float(row["prediction a"]), float(row["prediction b"])] == pytest.approx(expected.tolist(), rel=1e-4)
     assert Path("new.predictions.csv").exists() and abs(float(rows[0]["prediction a"])) > 500
     assert list(table(predict(trained / "number", write(["a b"]), None))[0]) == ["row", "prediction"]
+
+
+def test_numbers_far_from_0(trained):
+    series = 1.7e9 + np.array([[[i], [-i]] for i in range(0, 60, 10)])
+    rows = table(predict(trained / "far", write(series[:, :, 0].tolist(), "new.jsonl", "time"), None))
+    spec = load_model_and_spec(trained / "far" / "model")[1]
+    scaled = ((series - spec.input_mean) / spec.input_std).astype(np.float32)
+    assert 10 < spec.target_std[0] < 20 and len(np.unique(scaled)) == 11
+    expected = [float(x.double() * spec.target_std[0]) for x in logits(trained / "far", scaled)]
+    found = [float(row["prediction"]) - spec.target_mean[0] for row in rows]
+    assert found == pytest.approx(expected, abs=1e-3) and np.ptp(found) > 0.1
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -33,7 +33,7 @@ def in_process(monkeypatch):
             self.arguments = command[command.index("train") + 1 :]
 
         def wait(self) -> int:
-            (name,) = (Path(a[9:-1]).name for a in self.arguments if a.startswith("run_dir="))
+            (name,) = (Path(a.removeprefix("run_dir=")).name for a in self.arguments if a.startswith("run_dir="))
             trained.append(name)
             return statuses[name] if name in statuses else runs.train(*self.arguments)
 
@@ -67,8 +67,8 @@ def test_cells_are_trained_and_the_finished_ones_left_alone(tmp_path, monkeypatc
 def test_a_failed_cell_does_not_stop_the_others_and_a_signal_does(tmp_path, monkeypatch, capsys, in_process):
     monkeypatch.chdir(tmp_path)
     trained, statuses = in_process
-    statuses.update({"seed0": 1, "seed2": -signal.SIGKILL})
-    assert suite(*TINY, "mixer=none", "seed=0,1,2,3", "out=s", "estimate=false") == 128 + signal.SIGKILL
+    statuses.update({"seed0": 1, "seed2": 128 + signal.SIGTERM})
+    assert suite(*TINY, "mixer=none", "seed=0,1,2,3", "out=s", "estimate=false") == 128 + signal.SIGTERM
     assert trained == ["seed0", "seed1", "seed2"]
     assert "go on with: tsla suite s" in capsys.readouterr().out
     statuses.pop("seed2")
@@ -76,6 +76,40 @@ def test_a_failed_cell_does_not_stop_the_others_and_a_signal_does(tmp_path, monk
     assert trained[3:] == ["seed0", "seed2", "seed3"]
     out = capsys.readouterr().out
     assert "failed: s/seed0" in out and "seed1" in out
+
+
+@pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGSEGV, 0])
+def test_a_cell_that_is_killed_or_leaves_no_result_has_failed(tmp_path, monkeypatch, capsys, in_process, status):
+    monkeypatch.chdir(tmp_path)
+    trained, statuses = in_process
+    statuses["seed0"] = status
+    assert suite(*TINY, "mixer=none", "seed=0,1", "out=s", "estimate=false") == 1
+    assert trained == ["seed0", "seed1"]
+    out = capsys.readouterr().out
+    assert "failed: s/seed0" in out and ("was killed" in out) == (status == -signal.SIGKILL)
+
+
+def test_results_of_other_options_are_not_taken_for_its_own(tmp_path, monkeypatch, capsys, in_process):
+    monkeypatch.chdir(tmp_path)
+    trained, _ = in_process
+    assert suite(*TINY, "mixer=none", "seed=0,1", "out=s", "estimate=false") == 0
+    before = (tmp_path / "s" / "suite.yaml").read_bytes()
+    assert suite(*TINY, "mixer=none", "seed=0,1", "out=s", "estimate=false", "trainer.max_steps=5") == 2
+    told = capsys.readouterr().err
+    assert "trainer.max_steps: 5 here, 4 there" in told and "give another out (s)" in told
+    assert trained == ["seed0", "seed1"] and (tmp_path / "s" / "suite.yaml").read_bytes() == before
+
+
+def test_a_suite_is_where_its_folder_is(tmp_path, monkeypatch, in_process):
+    monkeypatch.chdir(tmp_path)
+    trained, _ = in_process
+    assert suite(*TINY, "mixer=none", "seed=0,1", "out=s", "estimate=false") == 0
+    (tmp_path / "s" / "seed1" / "result.json").write_text('{"task": "dig')  # cut short: not finished
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trained.clear()
+    suite("../s", "estimate=false")
+    assert trained == ["seed1"] and not list((tmp_path / "elsewhere").glob("s*"))
 
 
 def test_train_m_is_the_same(tmp_path, monkeypatch, in_process):
@@ -91,7 +125,7 @@ def test_train_m_is_the_same(tmp_path, monkeypatch, in_process):
         ([], "suite takes one file, or options with several values"),
         (["a.yaml", "b.yaml"], "suite takes one file"),
         (["suite.yaml", "seed=0,1"], "suite takes a file or options, not both"),
-        (["nowhere.yaml"], "nowhere.yaml is not a suite"),
+        (["nowhere.yaml"], "nowhere.yaml does not exist"),
         (["mixer=tayler,none"], "(did you mean 'taylor'?)"),
         (["seed=0,1", "estimate=maybe"], "estimate ('maybe') must be true or false"),
         (["seed=0,1", "resume=auto"], "a suite decides resume itself"),

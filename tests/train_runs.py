@@ -111,3 +111,39 @@ def assert_same_state(a: Any, b: Any, path: str) -> None:
             assert_same_state(x, y, f"{path}.{at}")
     else:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path
+
+
+LIMITS = (
+    *HEADS,
+    "trainer.max_steps=24",
+    "trainer.validate_every=7",
+    "trainer.checkpoint_every=9",
+    "optim.lr=0.01",
+)
+KINDS = {
+    "listops": (*LISTOPS, *LIMITS),
+    "digits": (*DIGITS, *LIMITS, "model.dropout=0.3", "trainer.precision=bf16"),
+    "accumulated": (*DIGITS, *LIMITS, "trainer.accumulate=3"),
+    "worker": (*LISTOPS, *LIMITS, "trainer.workers=1"),
+    "averaged": (*MQAR, *LIMITS, "trainer.ema=0.9", "trainer.accumulate=2"),
+    "epochs": (*DIGITS, *HEADS, "trainer.max_steps=null", "trainer.max_epochs=2", "trainer.validate_every=5"),
+}
+
+
+class Crash(Exception):
+    """As good as a kill: nothing is saved after it."""
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    match how:
+        case "empty":
+            content.clear()
+        case "cut at 1 %" | "cut at 50 %" | "cut at 99 %":
+            del content[len(content) * int(how.split()[2]) // 100 :]
+        case "one bit":  # in the middle of the largest tensor, where only a checksum notices
+            content[len(content) // 2] ^= 1
+        case "gone":
+            path.unlink()
+            return
+    path.write_bytes(bytes(content))

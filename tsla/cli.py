@@ -9,7 +9,7 @@ from tsla import __version__
 
 if TYPE_CHECKING:
     from tsla.config import Config
-    from tsla.training.fit import Resume
+    from tsla.run import Resume
 
 HELP = """\
 tsla trains and compares transformers with linear-cost attention.
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             case ["--version", *_]:
                 print(f"tsla {__version__}")
+                return 0
+            case [verb, *rest] if verb in verbs and verb != "train" and {"-h", "--help"} & set(rest):
+                print(HELP, end="")
                 return 0
             case [verb, *rest] if verb in verbs:
                 return verbs[verb](rest)
@@ -101,7 +104,7 @@ def _train(arguments: list[str]) -> int:
         config = read(path / "config.yaml")
     except ConfigError as error:
         raise UsageError("\n      ".join(["these options do not work:", *error.problems])) from None
-    return _resume(config, path, "last")
+    return _resume(config, path, "exact")
 
 
 def _new_run(config: "Config", *, resume: bool) -> int:
@@ -119,16 +122,18 @@ def _new_run(config: "Config", *, resume: bool) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if path is not None:
-        return _resume(config, path, "any")
+        return _resume(config, path, "fall back")
     try:
         run = start(config)
     except OSError as error:
         raise UsageError(str(error)) from None
-    return train(config, run, "no")
+    return train(config, run, "new")
 
 
 def _resume(config: "Config", path: Path, how: "Resume") -> int:
-    if (path / "result.json").exists():
+    from tsla.training.run_dir import is_finished
+
+    if is_finished(path):
         print(f"{path} is finished: see {path / 'result.json'}")
         return 0
     from tsla.run import train
@@ -169,7 +174,8 @@ def _suite(arguments: list[str]) -> int:
         from tsla.suite import run_suite
 
         name = Path(files[0]).stem if files else f"{datetime.now():%Y%m%d-%H%M%S}"
-        out = Path(suite.get("out") or Path("runs", "suites", name))
+        here = files[0] if files and Path(files[0]).is_dir() else None  # a suite's own folder, wherever it is now
+        out = Path(here or suite.get("out") or Path("runs", "suites", name))
         return run_suite(suite, cells, out, estimate=options["estimate"] == "true", console=Console())
     except ConfigError as error:
         raise UsageError("\n      ".join(["this suite does not work:", *error.problems])) from None

@@ -147,7 +147,7 @@ def _dataset(spec: TaskSpec, rows: Sequence[np.ndarray[Any, Any]]) -> Dataset:
     """Rows as a task has them, each with a target that is never looked at."""
     kinds = {"class": Value("int64"), "labels": List(Value("uint8")), "numbers": List(Value("float32")),
              "tokens": List(Value("int32"))}  # fmt: skip
-    name, kind = ("input_ids", "uint32") if spec.channels is None else ("values", "float32")
+    name, kind = ("input_ids", "uint32") if spec.channels is None else ("values", "float64")
     width = {"class": 0, "tokens": 1}.get(spec.target, spec.outputs)
     labels = [[0] * (len(row) if spec.target == "tokens" else width) if width else 0 for row in rows]
     data = {name: [row.reshape(-1) for row in rows], "label": labels}
@@ -169,7 +169,7 @@ def _record(spec: TaskSpec, output: Tensor) -> dict[str, Any]:
             }
         case "numbers":
             values = Objective(spec).in_units(output.double()).tolist()
-            return {"prediction" if len(values) == 1 else f"prediction {name}": float(f"{value:.9g}")
+            return {"prediction" if len(values) == 1 else f"prediction {name}": float(f"{value:.15g}")
                     for name, value in zip(names, values, strict=True)}  # fmt: skip
         case _:
             return {"prediction": output.argmax(-1).tolist()}

@@ -2,10 +2,12 @@
 
 import csv
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from filelock import FileLock, Timeout
@@ -14,22 +16,24 @@ from rich.markup import escape
 
 from tsla import __version__, build
 from tsla.config import GROUPS, Config, read, to_yaml
-from tsla.config.help import spell
+from tsla.config.compose import command_of, differing
+from tsla.config.options import spell
 from tsla.evaluation.card import run_card
 from tsla.evaluation.curves import draw_curves
 from tsla.evaluation.evaluate import Scores, evaluate
 from tsla.evaluation.result import cost_line, make_result, score_table, slice_table
 from tsla.models import account
 from tsla.models.pretrained import read_model_config
-from tsla.tasks.base import TaskSpec
-from tsla.training.checkpoints import load_weights
-from tsla.training.fit import Resume, fit, pick_device
+from tsla.tasks.base import Task, TaskSpec
+from tsla.training.checkpoints import latest_checkpoint, load_weights
+from tsla.training.fit import fit, pick_device
 from tsla.training.guards import TrainingFailed
 from tsla.training.objective import Objective
-from tsla.training.run_dir import RunDir, new_run_dir, provenance, write_json
+from tsla.training.run_dir import RunDir, is_finished, new_run_dir, provenance, write_json, write_text
 from tsla.training.stop import Stopped
 from tsla.training.terminal import open_console
 
+Resume = Literal["new", "exact", "fall back"]  # a new run; from its last checkpoint; from the one before if need be
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for what holds paths
 
 
@@ -42,7 +46,8 @@ def start(config: Config) -> RunDir:
     if not _is_main():  # a further process of a run on several devices: the first one has made the folder
         return RunDir(Path(os.environ["TSLA_RUN_DIR"]))
     run = new_run_dir(config.run_dir, config.experiment)
-    run.config.write_text(to_yaml(config))
+    with _alone(run):
+        write_text(run.config, to_yaml(config))
     return run
 
 
@@ -56,18 +61,18 @@ def unfinished(config: Config) -> Path | None:
         return Path(os.environ["TSLA_RUN_DIR"])
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        if not (path / "config.yaml").exists():
-            return None
-        if differing := _differing(config, read(path / "config.yaml")):
-            raise ValueError(f"{path} holds a run with other options: {'; '.join(differing)}")
+        if not (path / "config.yaml").exists() or not (path / "metrics.csv").exists():
+            return None  # what failed or was killed before it trained has nothing to go on with
+        if others := differing(config, read(path / "config.yaml")):
+            raise ValueError(f"{path} holds a run with other options: {'; '.join(others)}")
         return path
     found = [path.parent for path in Path("runs", config.experiment).glob("*/config.yaml")]
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            same = not _differing(config, read(path / "config.yaml"))
+            same = not differing(config, read(path / "config.yaml"))
         except ValueError:  # not a config of this version: not this run
             continue
-        if same and not (path / "result.json").exists():
+        if same and not is_finished(path):
             return path
     return None
 
@@ -79,15 +84,23 @@ def train(config: Config, run: RunDir, resume: Resume) -> int:
         BlockingIOError: another process trains this run.
     """
     if not _is_main():
-        return _train(config, run, resume)
+        return _told(config, run, resume)
+    with _alone(run):
+        return _told(config, run, resume)
+
+
+@contextmanager
+def _alone(run: RunDir) -> Iterator[None]:
+    """Hold the run, or raise BlockingIOError."""
     try:
         with FileLock(run.path / ".lock", timeout=0):
-            return _train(config, run, resume)
+            yield
     except Timeout:
         raise BlockingIOError(f"{run.path} is being trained by another process") from None
 
 
-def _train(config: Config, run: RunDir, resume: Resume) -> int:
+def _told(config: Config, run: RunDir, resume: Resume) -> int:
+    """`_train_and_test`, with what it shows and how it ends told on the terminal and in the log."""
     os.environ["TSLA_RUN_DIR"] = str(run.path)  # for further processes
     with open_console(run.log, quiet=not _is_main()) as console:
         print_config(config, console)
@@ -99,6 +112,8 @@ def _train(config: Config, run: RunDir, resume: Resume) -> int:
             return 128 + stopped.signum
         except (ValueError, OSError, TrainingFailed) as error:
             console.print(f"failed: {error}", style="red", **PLAIN)
+            if config.run_dir is None and not run.metrics.exists():  # nothing of it is worth a folder
+                shutil.rmtree(run.path, ignore_errors=True)
             return 1
     return 0
 
@@ -132,6 +147,9 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
         ValueError, OSError: a checkpoint that cannot be read, or data that is not there.
     """
     task = build.build_task(config)
+    known = RunDir(checkpoint.parents[1]).fingerprint
+    if known.exists() and known.read_text().strip() != getattr(task, "fingerprint", None):
+        console.print("[yellow]the data have changed since this run was trained: its splits were others[/]")
     objective = Objective(task.spec)
     model = build.build_model(config.model, config.mixer, task.spec)
     load_weights(model, checkpoint)
@@ -140,17 +158,22 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
     told = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(f"[bold]{task.spec.name}, {split} split, {checkpoint.name}[/]  {told}", highlight=False)
     references = task.references() if split == "test" else {}
-    _print_scores(build.mixer_name(config), split, objective.monitor, scores, references, console)
+    _print_scores(build.mixer_name(config), split, objective, scores, references, console)
 
 
 def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resume) -> None:
+    pick_device(config.trainer.accelerator)  # what is not there shows before any work is done
+    start = None if resume == "new" else latest_checkpoint(run.checkpoints, fall_back=resume == "fall back")
+    if start is not None:
+        config = replace(config, init_from=None)  # its weights have been had
     if config.init_from is not None:
-        read_model_config(Path(config.init_from) / "model")  # a wrong path shows before any work is done
+        read_model_config(Path(config.init_from) / "model")
     with console.status(f"preparing {config.task.name}"):
         task = build.build_task(config)
         spec, references = task.spec, task.references()
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         loaders = build.build_loaders(config, task, ("train", "val"), rank=rank, world=config.trainer.devices)
+    _check_data(run, task)
     objective = Objective(spec)
     model = initial_model(config, spec)
     costs = account(model, spec.max_length, channels=spec.channels)
@@ -158,7 +181,7 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
     console.print(f"{costs.parameters:,} parameters; to beat: {lines}", highlight=False)
     fitted = fit(
         model, *loaders, objective=objective, optim=build.build_optim(config), settings=build.build_fit(config),
-        run=run, loggers=build.build_loggers(config, run.path), console=console, seed=config.seed, resume=resume,
+        run=run, loggers=build.build_loggers(config, run.path), console=console, seed=config.seed, start=start,
     )  # fmt: skip
     if not fitted.is_main:
         return
@@ -168,7 +191,8 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
     tested = evaluate(model, test, objective, fitted.device)  # the one time a run looks at the test split
     mixer = build.mixer_name(config)
     what = {"task": spec.name, "mixer": mixer, "experiment": config.experiment, "seed": config.seed}
-    result = make_result(what, costs, fitted, tested, objective.monitor, references, provenance())
+    facts = provenance() | {"command": command_of(config)}
+    result = make_result(what, costs, fitted, tested, objective, references, facts)
     title = f"{spec.name}, {mixer}, seed {config.seed}"
     draw_curves(run.metrics, run.curves, objective.monitor, references, title)
     if tested.confusion is not None:
@@ -177,18 +201,36 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
     write_json(run.result, result)
     console.print()
     console.print(f"[bold]{title}[/]", highlight=False)
-    _print_scores(mixer, "test", objective.monitor, tested, references, console)
+    _print_scores(mixer, "test", objective, tested, references, console)
     console.print(cost_line(result), highlight=False, soft_wrap=True)
-    console.print(f"run {run.path}   learning curve {run.curves}", **PLAIN)
+    console.print(f"run {run.path}", **PLAIN)
+    console.print(f"learning curve {run.curves}", **PLAIN)
+
+
+def _check_data(run: RunDir, task: Task) -> None:
+    """Remember the data of a run that were not generated here; on resume, they must be the same.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = getattr(task, "fingerprint", None)
+    if found is None or not _is_main():
+        return
+    if not run.fingerprint.exists():
+        write_text(run.fingerprint, f"{found}\n")
+    elif run.fingerprint.read_text().strip() != found:
+        raise ValueError("the data have changed since this run began: its splits would be others. "
+                         "Put them back, or start a new run")  # fmt: skip
 
 
 def _print_scores(
-    mixer: str, split: str, monitor: str, scores: Scores, references: Mapping[str, float], console: Console
+    mixer: str, split: str, objective: Objective, scores: Scores, references: Mapping[str, float], console: Console
 ) -> None:
-    heading = f"{split} {monitor}"
-    console.print(score_table(mixer, heading, scores.metrics[monitor], references))
+    score = scores.metrics[objective.monitor]
+    console.print(score_table(mixer, f"{split} {objective.monitor}", score, references))
     for name, parts in scores.slices.items():
         if 1 < len(parts) <= 20:
+            heading = f"{split} {objective.slice_score}"
             console.print(slice_table(name, [part._asdict() for part in parts], heading))
 
 
@@ -198,23 +240,6 @@ def _write_confusion(path: Path, confusion: list[list[int]], names: tuple[str, .
         writer = csv.writer(file)
         writer.writerow(["true class \\ predicted class", *labels])
         writer.writerows([label, *row] for label, row in zip(labels, confusion, strict=True))
-
-
-def _differing(a: Config, b: Config) -> list[str]:
-    """The options in which two configs differ, run_dir aside, as ``key: x here, y there``."""
-    flat = [_flat(asdict(config)) for config in (a, b)]
-    return [
-        f"{key}: {flat[0].get(key)} here, {flat[1].get(key)} there"
-        for key in sorted(flat[0].keys() | flat[1].keys())
-        if key != "run_dir" and flat[0].get(key) != flat[1].get(key)
-    ]
-
-
-def _flat(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return out
 
 
 def _is_main() -> bool:

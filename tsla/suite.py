@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import signal
 import statistics
 import subprocess
@@ -20,9 +19,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from tsla.config import Config, ConfigError
-from tsla.config.grid import Cell, without_seed
+from tsla.config import Config, ConfigError, read
+from tsla.config.compose import differing
+from tsla.config.grid import Cell
+from tsla.config.options import as_argument
 from tsla.evaluation.runs import find_runs
+from tsla.training.run_dir import is_finished
 from tsla.training.terminal import clock_time
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -33,6 +35,7 @@ def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estima
 
     A cell that fails does not keep the others from running; a signal ends the suite, and the same command goes on.
     """
+    _check_folders(cells, out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "suite.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({**suite, "out": str(out)})))
     left = [cell for cell in cells if not _finished(out, cell)]
@@ -43,11 +46,13 @@ def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estima
     failed = []
     for number, cell in enumerate(left, 1):
         console.rule(f"{cell.name}  ({number} of {len(left)})")
-        status = _train(cell, out / cell.name)
-        if status > 128:
+        status, stopped = _train(cell, out / cell.name)
+        if stopped:
             console.print(f"stopped; go on with: tsla suite {out}", **PLAIN)
-            return status
-        failed += [cell.name] * (status != 0)
+            return 128 + stopped
+        if status == 128 + signal.SIGKILL:
+            console.print(f"{cell.name} was killed: by something that runs short of memory?", style="red", **PLAIN)
+        failed += [cell.name] * (not _finished(out, cell))
     table = results(cells, out)
     (out / "results.csv").write_text(_as_csv(table))
     console.print(_as_table(table))
@@ -81,7 +86,20 @@ def results(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
 
 
 def _finished(out: Path, cell: Cell) -> bool:
-    return (out / cell.name / "result.json").exists()
+    return is_finished(out / cell.name)
+
+
+def _check_folders(cells: Sequence[Cell], out: Path) -> None:
+    """Raise ConfigError if a cell's folder holds a run of other options, whose result would be taken for the cell's."""
+    problems = []
+    for cell in cells:
+        if (out / cell.name / "metrics.csv").exists():
+            found = read(out / cell.name / "config.yaml")
+            problems += [
+                f"{out / cell.name} holds a run of other options: {told}" for told in differing(cell.config, found)
+            ]
+    if problems:
+        raise ConfigError([*problems[:5], f"give another out ({out}) for these options"])
 
 
 def _estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
@@ -93,20 +111,18 @@ def _estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
     seconds: dict[str, float] = {}
     problems = []
     began, set_up = time.perf_counter(), 0.0  # a cell's process has to start and read its data as the first here has
-    by_config: list[tuple[Config, float]] = []
+    by_group: dict[str, float] = {}  # cells of a group differ in their seeds only
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         for cell in cells:
-            known = [spent for config, spent in by_config if config == without_seed(cell.config)]
-            if not known:
+            if cell.group not in by_group:
+                by_group[cell.group] = 0.0
                 try:
                     with console.status(f"estimating {cell.group}"):
-                        known = [pool.submit(_seconds_of, cell.config).result()]
+                        by_group[cell.group] = pool.submit(_seconds_of, cell.config).result()
                 except (ValueError, OSError, RuntimeError) as error:
                     problems.append(f"{cell.group}: {error}")
-                    known = [0.0]
                 set_up = set_up or time.perf_counter() - began
-                by_config.append((without_seed(cell.config), known[0]))
-            seconds[cell.name] = known[0] + set_up
+            seconds[cell.name] = by_group[cell.group] + set_up
     if problems:
         raise ConfigError(problems)
     return seconds
@@ -119,30 +135,41 @@ def _seconds_of(config: Config) -> float:
     return measure(config).seconds
 
 
-def _train(cell: Cell, folder: Path) -> int:
-    """Exit status of `tsla train` in a process of its own; signals that come here go there, and it is waited for."""
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    command = [sys.executable, "-m", "tsla.cli", "train", *cell.arguments, f"run_dir='{quoted}'", "resume=auto"]
-    with _passed_on() as child:
+def _train(cell: Cell, folder: Path) -> tuple[int, int | None]:
+    """Exit status of `tsla train` in a process of its own, and the signal that ended it, if one was meant to.
+
+    Signals that come here go there, and it is waited for.
+    """
+    where = as_argument("run_dir", str(folder))
+    command = [sys.executable, "-m", "tsla.cli", "train", *cell.arguments, where, "resume=auto"]
+    with _passed_on() as (child, received):
         process = subprocess.Popen(command)
         child.append(process)
+        for signum in received:  # while it was being started
+            process.send_signal(signum)
         status = process.wait()
-    return status if status >= 0 else 128 - status
+    status = status if status >= 0 else 128 - status
+    asked = [status - 128] if status in (128 + signal.SIGINT, 128 + signal.SIGTERM) else received
+    return status, asked[0] if asked else None
 
 
 @contextmanager
-def _passed_on() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """SIGTERM goes on to the process in the list; SIGINT reaches it anyway, as it shares the terminal."""
+def _passed_on() -> Iterator[tuple[list["subprocess.Popen[bytes]"], list[int]]]:
+    """SIGINT and SIGTERM go on to the processes in the first list, and are kept in the second.
+
+    From a terminal they come to a process twice, which takes them for one.
+    """
     child: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         for process in child:
             process.send_signal(signum)
 
-    earlier = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
-    earlier[signal.SIGINT] = signal.signal(signal.SIGINT, pass_on if not os.isatty(0) else lambda *_: None)
+    earlier = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield child
+        yield child, received
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)

@@ -73,6 +73,7 @@ def test_values_keep_their_types():
     assert config.model.causal is True and config.mixer.head_dim is None
     assert config.model.layers == ["window", "taylor"]
     assert compose(["model.layers=[]"]).model.layers == []
+    assert compose(["model.layers=taylor"]).model.layers == ["taylor"]
     assert compose(["mixer={name:softmax,heads:4}"]).mixer == members("mixer")["softmax"](heads=4)
 
 
@@ -134,8 +135,7 @@ WRONG = {
     "model.depth=0": "model.depth (0) must be at least 1",
     "model.dropout=1.5": "model.dropout (1.5) must be at most 1",
     "model.pool=cls_token": "model.pool ('cls_token') must be one of mean, cls, attention",
-    "model.layers=taylor": "model.layers ('taylor') must be a list of names, such as [window,taylor]",
-    "model.layers=[1]": "model.layers ([1]) must be a list of names",
+    "model.layers=[1]": "model.layers ([1]) must be a name, or a list of names such as [layers,other]",
     "model.layers=[taylor,windw]": "model.layers ('windw') must be one of none, taylor, softmax, window (did",
     "seed=-1": "seed (-1) must be at least 0",
     "seed=4294967296": "seed (4294967296) must be at most 4294967295",

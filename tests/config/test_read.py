@@ -1,6 +1,7 @@
 """A run's config.yaml: written, read back unchanged, and nothing but data whoever wrote it."""
 
 import os
+import shlex
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tsla.config import ConfigError, compose, group_choices, parse, read, to_yaml
+from tsla.config.compose import command_of, differing
 from tsla.config.schema import AdamWConfig
 
 PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp")), min_size=1)
@@ -27,6 +29,31 @@ def test_what_was_written_is_read(tmp_path, name, mixer):
     config = compose([f"experiment={name}", f"mixer={mixer}", "model.dropout=1e-7", "trainer.max_minutes=0.1", *needed])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read(tmp_path / "config.yaml") == config == parse(asdict(config))
+
+
+@pytest.mark.parametrize("cut", ["experiment:", "seed:", "run_dir:"])
+def test_a_config_that_is_cut_off_is_not_filled_up_with_defaults(tmp_path, cut):
+    text = to_yaml(compose(["experiment=digits", "seed=3"]))
+    (tmp_path / "config.yaml").write_text(text[: text.index(f"\n{cut}") + 1])
+    with pytest.raises(ConfigError, match=r"lacks .*: it is cut off"):
+        read(tmp_path / "config.yaml")
+
+
+COMMANDS = [
+    [], ["experiment=digits"], ["experiment=digits", "mixer=softmax", "seed=3"], ["task=digits"],
+    ["experiment=listops", "mixer=window", "mixer.window=3", "model.layers=[window,taylor]", "optim.lr=1e-4"],
+    ["experiment=mqar", "task.train=[64/4/10,64/2/10]", "task.filler=false", "mixer.head_dim=null"],
+    ["experiment=files", "task.path='a b, (c)/läuft'", "task.label=['b c']", "init_from='x y'"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [*COMMANDS, ["logger=wandb", "logger.project='it\\'s'"]], ids=str)
+def test_the_command_of_a_config_composes_to_it(arguments):
+    config = compose([*arguments, "run_dir=somewhere"])
+    words = shlex.split(command_of(config))
+    assert words[:2] == ["tsla", "train"] and not any("run_dir" in word for word in words)
+    assert differing(compose(words[2:]), config) == []
+    assert len(words) <= 3 + len(arguments)
 
 
 @pytest.mark.parametrize("logger", group_choices("logger"))
@@ -93,7 +120,7 @@ FOREIGN = {
     "model: {name: encoder, depth: .nan}": "model.depth (nan) must be a whole number",
     "model: {name: encoder, dropout: .nan}": "model.dropout (nan) must be finite",
     "model: {name: encoder, causal: 5}": "model.causal (5) must be true or false",
-    "model: {name: encoder, layers: {a: b}}": "must be a list of names",
+    "model: {name: encoder, layers: {a: b}}": "must be a name, or a list of names",
     "run_dir: 5\ndata_dir: [a]": "data_dir (['a']) must be a text",
 }
 

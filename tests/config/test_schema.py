@@ -36,7 +36,7 @@ def outside(f: Field[Any]) -> list[Any]:
 def wrong_types(f: Field[Any]) -> list[Any]:
     values = {int: [1.5, "x", [1], {"a": 1}, True], float: ["x", [1.0], True], bool: [2, "maybe", []], str: [[], {}]}
     more = [] if type(None) in get_args(f.type) else [None]
-    return (values[kind(f)] if f.type != list[str] else ["x", 1, [1]]) + more
+    return (values[kind(f)] if f.type != list[str] else [1, [1], ""]) + more
 
 
 def refused(group: str, cls: type, name: str, value: Any) -> list[str]:

@@ -12,8 +12,10 @@ import pytest
 import report_runs
 
 from tsla.evaluation import report as module
-from tsla.evaluation.figures import Figure
+from tsla.evaluation.figures import Figure, _curves, looks_of
 from tsla.evaluation.report import plain, write_report
+from tsla.evaluation.runs import find_runs
+from tsla.evaluation.tables import make_tables
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -172,6 +174,48 @@ def test_nasty_names_do_no_harm(tmp_path):
         assert all(cell[:1] not in ("=", "+", "@") for row in lines(tmp_path / "out" / name) for cell in row.values())
     assert all(re.fullmatch(r"[a-z0-9-]+\.(png|svg)", path.name) for path in (tmp_path / "out/figures").iterdir())
     assert len(list((tmp_path / "out/figures").iterdir())) == 2 * 4
+
+
+def test_data_sets_of_one_task_stand_apart(tmp_path):
+    for at, (data, monitor, steps) in enumerate(
+        [("reviews/", "accuracy", 40), ("m.csv", "r2", 400), ("m.csv", "r2", 60)]
+    ):
+        options = {"task.path": data, "task.label": ["stars"], "trainer.max_steps": steps}
+        mixer = ("taylor", "taylor", "softmax")[at]
+        report_runs.write(
+            tmp_path / f"runs/{at}", "files", mixer, monitor=monitor, options=options, changes={"steps": steps}
+        )
+    page, text, markdown = report(tmp_path)
+    assert_contained(page, text)
+    titles = ["files: reviews (accuracy)", "files: m.csv (r2)"]
+    assert all(f"## {title}\n" in markdown and page.texts.count(title) >= 2 for title in titles)
+    names = {path.name for path in (tmp_path / "out/figures").iterdir()}
+    assert names == {
+        f"files-{name}-{kind}" for name in ("reviews-accuracy", "m-csv-r2")
+        for kind in ("curves.png", "curves.svg", "costs.png", "costs.svg")
+    }  # fmt: skip
+    assert {row["table"] for row in lines(tmp_path / "out/report.csv")} == set(titles)
+    unequal = "trainer.max_steps: 60 (softmax); 400 (taylor)"
+    assert sum(unequal in piece for piece in page.texts) == markdown.count(unequal) == 2  # overview and table
+
+
+@pytest.mark.parametrize(("monitor", "title"), [("r2", "training loss"), ("accuracy", "training loss (nats)")])
+def test_the_loss_is_in_nats_where_it_is_of_classes(tmp_path, monitor, title):
+    report_runs.write(tmp_path / "a", monitor=monitor)
+    (table,) = make_tables(find_runs([tmp_path])).tasks
+    assert _curves(table, looks_of([table])).axes[0].get_title() == title
+
+
+def test_legends_tell_what_differs_and_no_two_entries_are_the_same(tmp_path):
+    for at in range(3):
+        options = {f"model.a_long_name_of_an_option_{n}": "same" if n < 2 else at for n in range(3)}
+        options |= {f"mixer.{'x' * 70}": at, "trainer.max_steps": 10}
+        report_runs.write(tmp_path / str(at), options=options)
+    (table,) = make_tables(find_runs([tmp_path])).tasks
+    (legend,) = _curves(table, looks_of([table])).legends
+    entries = [text.get_text().strip() for text in legend.get_texts()]
+    assert len(set(entries)) == 3 and all(len(entry) <= 60 for entry in entries)
+    assert entries[0].startswith("taylor, xxx") and entries[2].endswith("… (3)")
 
 
 def test_unfinished_runs_are_listed(tmp_path, undrawn):

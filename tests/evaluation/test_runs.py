@@ -118,6 +118,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content, what):
         ("slices", {"length": [{"value": "a", "items": 1}]}, "score is missing"),
         ("versions", None, "versions must be a mapping"),
         ("git_sha", 5, "git_sha must be a text"),
+        ("slice_score", 5, "slice_score must be a text"),
     ],
 )
 def test_a_result_of_wrong_parts_is_named_in_one_line(tmp_path, key, value, what):
@@ -137,6 +138,12 @@ def test_a_result_without_a_part(tmp_path, key):
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match=f"{key} is missing"):
         find_runs([tmp_path])
+
+
+def test_the_name_of_the_score_of_slices_may_be_absent(tmp_path):
+    report_runs.write(tmp_path / "a", monitor="f1")
+    report_runs.write(tmp_path / "b", monitor="f1", changes={"slice_score": "label\n accuracy"})
+    assert [run.result["slice_score"] for run in find_runs([tmp_path])] == ["f1", "label  accuracy"]
 
 
 def test_infinite_scores_are_nan(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import report_runs
 
 from tsla.evaluation.figures import _apart, _file_names, _short, looks_of
-from tsla.evaluation.runs import find_runs
-from tsla.evaluation.tables import columns_of, make_tables, notes_of, overview, rows_of
+from tsla.evaluation.page import overview, overview_notes
+from tsla.evaluation.runs import find_runs, numbered
+from tsla.evaluation.tables import columns_of, make_tables, notes_of, rows_of
 
 
 def tables(path):
@@ -51,7 +52,7 @@ def test_a_variant_tells_what_differs_within_its_task_and_mixer_alone(tmp_path):
     report_runs.write(tmp_path / "d", task="text", options={"task.seed": 7, "model.new": True})
     digits, text = tables(tmp_path).tasks
     assert {(group.mixer, group.variant) for group in digits.groups} == {
-        ("taylor", "model.depth=4"), ("taylor", "model.depth=2"), ("softmax", ""),
+        ("taylor", "model.depth=4"), ("taylor", "model.depth=2"), ("softmax", "model.depth=9"),
     }  # fmt: skip
     assert [group.variant for group in text.groups] == [""]
     assert "variant" in columns_of(digits) and "variant" not in columns_of(text)
@@ -67,8 +68,8 @@ def test_what_differs_between_mixers_beside_themselves_is_noted(tmp_path):
     report_runs.write(tmp_path / "a", options={"optim.lr": 0.1, "mixer.heads": 3})
     report_runs.write(tmp_path / "b", mixer="softmax")
     (table,) = tables(tmp_path).tasks
-    assert table.differing == ["optim.lr: 0.1 (taylor); 0.001 (softmax)"]
-    assert any("optim.lr: 0.1 (taylor)" in note for note in notes_of(table))
+    assert table.differing == ["optim.lr: 0.001 (softmax); 0.1 (taylor)"]
+    assert any("optim.lr: 0.001 (softmax); 0.1 (taylor)" in note for note in notes_of(table))
 
 
 def test_rows_fall_by_score_with_the_references_among_them_and_nan_last(tmp_path):
@@ -92,7 +93,144 @@ def test_tasks_and_monitors_stand_apart(tmp_path):
         ("ett", "r2"), ("genes", "f1"), ("text", "accuracy"), ("text", "f1"),
     ]  # fmt: skip
     assert [columns_of(table)[2] for table in made] == ["test r2", "test f1", "test accuracy", "test f1"]
-    assert made[0].slices[0].heading == "mean absolute error" and made[1].slices[0].heading == "test f1"
+    assert [table.title for table in made] == ["ett", "genes", "text (accuracy)", "text (f1)"]
+    assert overview(made)[0] == ["ett (r2)", "genes (f1)", "text (accuracy)", "text (f1)"]
+
+
+def files(path, data="m.csv", label="stars", monitor="r2", mixer="taylor", **options):
+    """A run of the task files; `options` are those of the task."""
+    told = {"path": data, "label": [label] if label else None, **options}
+    told = {f"task.{key}": value for key, value in told.items()}
+    return report_runs.write(path, "files", mixer, monitor=monitor, options=told)
+
+
+def test_data_sets_of_one_task_have_a_table_each(tmp_path):
+    files(tmp_path / "a", "reviews/", "label", "accuracy", target="class")
+    files(tmp_path / "b", target="numbers")
+    files(tmp_path / "c", "series.jsonl", "", "accuracy", target="class")
+    files(tmp_path / "d", target="numbers", mixer="softmax", seed=3, max_length=9, slices=["year"])
+    report_runs.write(tmp_path / "e")
+    made = tables(tmp_path).tasks
+    assert [table.title for table in made] == [
+        "digits", "files: reviews, label label (accuracy)", "files: series.jsonl, no label (accuracy)",
+        "files: m.csv, label stars (r2)",
+    ]  # fmt: skip
+    assert [len(table.groups) for table in made] == [1, 1, 1, 2]
+    assert {group.variant for group in made[3].groups} == {""}
+    assert overview(made)[0] == ["digits (accuracy)", *(table.title for table in made[1:])]
+    assert any("task.label=[stars] task.path=m.csv task.target=numbers" in note for note in notes_of(made[3]))
+    assert _file_names(made)[3] == "files-m-csv-label-stars-r2"
+
+
+def test_a_title_tells_only_what_is_needed(tmp_path):
+    files(tmp_path / "a", "/x/one/m.csv", target="numbers", val_fraction=0.1)
+    files(tmp_path / "b", "/x/two/m.csv", target="numbers", val_fraction=0.2)
+    assert [table.title for table in tables(tmp_path).tasks] == ["files: one/m.csv (r2)", "files: two/m.csv (r2)"]
+    files(tmp_path / "c", "/x/two/m.csv", target="numbers", val_fraction=0.3)
+    assert tables(tmp_path).tasks[2].title == "files: two/m.csv, val_fraction 0.3 (r2)"
+
+
+def test_long_options_that_differ_in_their_end_alone_are_different_data(tmp_path):
+    for name in "ab":
+        files(tmp_path / name, f"/{'x' * 100}/{name}.csv")
+    assert [table.title for table in tables(tmp_path).tasks] == ["files: a.csv (r2)", "files: b.csv (r2)"]
+
+
+def test_titles_that_look_the_same_are_numbered(tmp_path):
+    for at, path in enumerate(["data", "data/"]):
+        files(tmp_path / str(at), path)
+    made = tables(tmp_path).tasks
+    assert [table.title for table in made] == ["files: data (r2)", "files: data (r2) (2)"]
+    assert _file_names(made) == ["files-data-r2", "files-data-r2-2"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "longest", "out"),
+    [
+        (["a", "b"], 5, ["a", "b"]), (["a", "a", "a"], 5, ["a", "a (2)", "a (3)"]),
+        (["abcdefghij", "abcdefghik"], 8, ["abcdefg…", "abc… (2)"]), (["a", "a (2)", "a"], 5, ["a", "a (2)", "a (3)"]),
+    ],
+)  # fmt: skip
+def test_texts_that_look_the_same_are_numbered(texts, longest, out):
+    assert numbered(texts, longest) == out
+
+
+def test_the_heading_of_slices_is_what_their_score_is(tmp_path):
+    report_runs.write(tmp_path / "a", task="ett", monitor="r2", changes={"slice_score": "mean absolute error"})
+    report_runs.write(tmp_path / "b", task="genes", monitor="f1", changes={"slice_score": "label accuracy"})
+    report_runs.write(tmp_path / "c", task="old", monitor="r2")
+    assert [table.slices[0].heading for table in tables(tmp_path).tasks] == [
+        "test mean absolute error", "test label accuracy", "test r2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "order"),
+    [
+        (["72", "100"], ["70", "-9", "72"], ["-9", "70", "72", "100"]),
+        (["64-127", "8-15"], ["16-31", "0"], ["0", "8-15", "16-31", "64-127"]),
+        (["0.5", "1e2"], [".25"], [".25", "0.5", "1e2"]),
+        (["b", "10"], ["a", "9"], ["10", "9", "a", "b"]),
+    ],
+)
+def test_slice_rows_are_in_order_over_all_groups(tmp_path, first, second, order):
+    for name, values in (("a", first), ("b", second)):
+        parts = [{"value": value, "items": 3, "score": 0.5} for value in values]
+        report_runs.write(tmp_path / name, mixer=name, changes={"slices": {"x": parts}})
+    (part,) = tables(tmp_path).tasks[0].slices
+    assert part.values == order and part.items == ["3"] * len(order)
+    assert [[bool(cell) for cell in row] for row in part.cells] == [
+        [value in first, value in second] for value in order
+    ]
+
+
+def test_items_that_differ_between_runs_are_a_range(tmp_path):
+    for name, items in (("a", [1200, 5]), ("b", [7, 5]), ("c", [30, 5])):
+        parts = [{"value": value, "items": count, "score": 0.5} for value, count in zip("xy", items, strict=True)]
+        report_runs.write(tmp_path / name, mixer=name, changes={"slices": {"x": parts}})
+    assert tables(tmp_path).tasks[0].slices[0].items == ["7-1,200", "5"]
+
+
+def test_a_variant_is_told_by_all_rows_of_a_table_with_the_same_keys(tmp_path):
+    report_runs.write(tmp_path / "a", options={"trainer.max_steps": 400, "mixer.head_dim": 4, "mixer.heads": 3})
+    report_runs.write(tmp_path / "b", options={"trainer.max_steps": 60, "mixer.head_dim": 8, "mixer.heads": 3})
+    report_runs.write(tmp_path / "c", mixer="softmax", options={"trainer.max_steps": 60})
+    (table,) = tables(tmp_path).tasks
+    assert {(group.mixer, group.variant, group.label) for group in table.groups} == {
+        ("taylor", "mixer.head_dim=4 trainer.max_steps=400", "taylor, head_dim=4, max_steps=400"),
+        ("taylor", "mixer.head_dim=8 trainer.max_steps=60", "taylor, head_dim=8, max_steps=60"),
+        ("softmax", "trainer.max_steps=60", "softmax, max_steps=60"),
+    }  # fmt: skip
+
+
+def test_labels_keep_the_group_of_an_option_where_its_name_alone_says_too_little(tmp_path):
+    report_runs.write(tmp_path / "a", options={"mixer.dim": 4, "model.dim": 8, "optim.name": "x", "task.seed": 1})
+    report_runs.write(tmp_path / "b", options={"mixer.dim": 5, "model.dim": 9, "optim.name": "y", "task.seed": 2})
+    first, _ = tables(tmp_path).tasks[0].groups
+    assert first.label == "taylor, mixer.dim=4, model.dim=8, optim.name=x, task.seed=1"
+
+
+def test_unequal_work_is_noted_by_the_table_and_the_overview(tmp_path):
+    report_runs.write(tmp_path / "a", options={"trainer.max_steps": 400}, changes={"steps": 400})
+    report_runs.write(tmp_path / "b", mixer="softmax", options={"trainer.max_steps": 60}, changes={"steps": 60})
+    report_runs.write(tmp_path / "c", task="text", options={"mixer.heads": 5})
+    report_runs.write(tmp_path / "d", task="text", mixer="softmax")
+    made = tables(tmp_path).tasks
+    told = "trainer.max_steps: 60 (softmax); 400 (taylor) | steps made: 60 to 400"
+    assert [told in " ".join(notes_of(table)) for table in made] == [True, False]
+    assert not any("Unequal" in note for note in notes_of(made[1]))
+    assert overview_notes(made) == [
+        f"Unequal runs: on digits (accuracy) mixers differ in more than themselves. {told}."
+    ]
+
+
+def test_the_overview_notes_only_what_it_shows(tmp_path):
+    report_runs.write(tmp_path / "a", score=0.9)
+    report_runs.write(tmp_path / "b", score=0.8, options={"optim.lr": 0.5}, changes={"steps": 7})
+    report_runs.write(tmp_path / "c", mixer="softmax")
+    (table,) = tables(tmp_path).tasks
+    assert table.differing == ["optim.lr: 0.001 (softmax, taylor); 0.5 (taylor)", "steps made: 7 to 40"]
+    assert overview_notes([table]) == []
 
 
 def test_slices_are_means_over_seeds_and_of_one_value_left_out(tmp_path):
@@ -100,7 +238,7 @@ def test_slices_are_means_over_seeds_and_of_one_value_left_out(tmp_path):
     report_runs.write(tmp_path / "b", score=0.7, seed=1)
     report_runs.write(tmp_path / "c", mixer="none", score=0.2, changes={"slices": {}})
     (part,) = tables(tmp_path).tasks[0].slices
-    assert part.name == "length" and part.values == ["a", "b"] and part.items == [5, 5]
+    assert part.name == "length" and part.values == ["a", "b"] and part.items == ["5", "5"]
     assert part.cells == [["0.800", ""], ["0.700", ""]]
 
 

@@ -62,9 +62,16 @@ def test_listops():
 )
 def test_series(value, shape):
     row = encode(SERIES, value)
-    assert row.dtype == np.float32 and row.shape == shape
+    assert row.dtype == np.float64 and row.shape == shape
     assert row.reshape(-1).tolist() == [1, 2.5, 3, 4][: row.size]
     assert (encode(SERIES, decode(SERIES, row)) == row).all()
+
+
+def test_series_far_from_0_keep_their_differences():
+    values = [1_700_000_000 + i / 1000 for i in range(9)]
+    assert encode(SERIES, values)[:, 0].tolist() == encode(SERIES, " ".join(map(str, values)))[:, 0].tolist() == values
+    assert encode(SERIES, np.array([1, 2.5], np.float32))[:, 0].tolist() == [1, 2.5]
+    assert encode(SERIES, "1,118")[:, 0].tolist() == [1, 118]
 
 
 def test_the_head_is_kept():

@@ -169,6 +169,20 @@ def test_numbers_are_scaled_by_the_training_rows():
     assert made.references() == {"mean": 0.0}
 
 
+def test_numbers_and_series_far_from_0_are_scaled_before_they_are_rounded():
+    rows = [{"text": [1.7e9 + x, 1.7e9 - x], "label": 1.7e9 + x} for x in range(40)]
+    made = task(write_json(rows), kind="series", target="numbers")
+    wide = List(Value("float64"))
+    assert all(made.split(split).features == {"values": wide, "label": wide} for split in SPLITS)
+    loaded = Rows(made.split("train"), made.spec)
+    assert loaded.targets.dtype == loaded.values.dtype == np.float32
+    assert loaded.targets.std() == pytest.approx(1, rel=1e-4) and loaded.values.std() == pytest.approx(1, rel=1e-4)
+    assert len(set(loaded.targets[:, 0].tolist())) == len(loaded)
+    assert sorted(y for split in SPLITS for (y,) in made.split(split)["label"]) == [row["label"] for row in rows]
+    flat = task(write_json([{"text": [1.0], "label": 1.7e12 + i} for i in range(40)]), kind="series", target="numbers")
+    assert flat.spec.target_std == flat.spec.input_std == (1.0,)  # differences that are rounding to such numbers
+
+
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +261,50 @@ def test_a_changed_file_among_texts_is_noticed():
     write_texts("folder", ROWS)
     first = task("folder").folder
     Path("folder", "nan", "new.txt").write_text("new")
-    assert task("folder").folder != first
+    second = task("folder").folder
+    assert second != first
+    Path("elsewhere").mkdir()
+    Path("elsewhere/a.txt").write_text("a")
+    Path("folder", "linked").symlink_to("../elsewhere")
+    Path("folder", "nan", "again.txt").symlink_to("new.txt")
+    third = task("folder", val_fraction=0.2).folder
+    Path("elsewhere/a.txt").write_text("another")
+    fourth = task("folder", val_fraction=0.2).folder
+    Path("folder", "nan", "more.txt").symlink_to("new.txt")
+    assert len({second, third, fourth, task("folder", val_fraction=0.2).folder}) == 4
+
+
+def changed(rows=ROWS, name="data.csv", **options) -> str:
+    return task(write_csv(rows, name), **tiny(seed=3, **options)).fingerprint
+
+
+def test_the_fingerprint_is_of_the_content():
+    first = task(write_csv(ROWS), **tiny(seed=3))
+    assert len(first.fingerprint) == 64 and int(first.fingerprint, 16) >= 0
+    assert json.loads((first.folder / "manifest.json").read_text())["fingerprint"] == first.fingerprint
+    os.utime("data.csv", (1, 1))
+    touched = task("data.csv", **tiny(seed=3))
+    assert touched.folder != first.folder and touched.fingerprint == first.fingerprint
+    assert changed(name="other.csv") == changed() == first.fingerprint
+    text = [{**row, "text": row["text"] + "!"} if i == 17 else row for i, row in enumerate(ROWS)]
+    label = [{**row, "label": "NA"} if i == 0 else row for i, row in enumerate(ROWS)]
+    named = [{**row, "label": row["label"].replace("NA", "NB")} for row in ROWS]
+    swapped = [ROWS[4], *ROWS[1:4], ROWS[0], *ROWS[5:]]  # of one class, so that all labels stay
+    pairs = [("ab", "c"), ("a", "bc")]  # the same bytes, cut elsewhere
+    others = [changed(rows) for rows in (text, label, named, swapped, ROWS[:-1])]
+    others += [changed(max_length=3), task("data.csv", **tiny(seed=4)).fingerprint]
+    others += [changed([{"text": text, "label": i % 2} for i in range(20) for text in pair]) for pair in pairs]
+    assert len({first.fingerprint, *others}) == 10
+
+
+@pytest.mark.parametrize("target", ["numbers", "labels"])
+def test_the_fingerprint_of_other_targets(target):
+    rows = [{"text": [[i, 1], [2, 3]], "label": str(i % 3)} for i in range(40)]
+    other = [{**row, "label": "2"} if i == 39 else row for i, row in enumerate(rows)]
+    flat = [{**row, "text": [[x, y, *z]]} for row in rows for (x, y), z in [row["text"]]]  # the same numbers
+    options = tiny(target=target, kind="series")
+    found = {task(write_json(rows, f"{i}.jsonl"), **options).fingerprint for i, rows in enumerate((rows, other, flat))}
+    assert len(found) == 3
 
 
 def test_nothing_is_left_of_a_failure():

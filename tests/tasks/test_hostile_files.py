@@ -50,6 +50,8 @@ HOSTILE = {
     "words for numbers": ("a.csv", b"text,label\na,1\nb,two\n", {"target": "numbers"}, "row 2: value .'two'. must be"),
     "infinite target": ("a.csv", b"text,label\na,1\nb,inf\n", {"target": "numbers"}, "row 2: number .inf.* finite"),
     "no target": ("a.csv", b"text,label\na,1\nb,\n", {"target": "numbers"}, "row 2: value .''. must be one number"),
+    "thousands": ("a.csv", b'text,label\na,2\nb,"1,118"\n', {"target": "numbers"},
+                  r"column 'label', row 2: value \('1,118'\) has a comma"),
     "ragged targets": ("a.jsonl", b'{"text": "a", "label": [1, 2]}\n{"text": "b", "label": 1}\n' * 9,
                        {"target": "numbers"}, "row 2 has 1 numbers to learn, row 1 has 2"),
     "too few to score": ("a.csv", b"text,label\n" + b"a,1\n" * 9, {"target": "numbers"}, "r2 needs at least 2"),
@@ -98,3 +100,20 @@ def test_folders_of_something_else():
     Path("shards/part-1.csv").write_text("text,label\na,b\n")
     with pytest.raises(ValueError, match=r"shards holds part-1\.csv: tables in a folder must be called"):
         task("shards").folder  # noqa: B018
+
+
+def test_what_is_no_file_in_a_class_is_no_text():
+    for name in "ab":
+        Path("texts", name).mkdir(parents=True)
+        for i in range(9):
+            Path("texts", name, f"{i}.txt").write_text(f"{name} {i}")
+    Path("texts/a/x.txt").mkdir()
+    Path("texts/a/self.txt").symlink_to("self.txt")
+    Path("texts/b/gone.txt").symlink_to("nowhere.txt")
+    Path("texts/b/linked.txt").symlink_to("8.txt")
+    Path("texts/self").symlink_to("self")
+    made = task("texts")
+    assert made.spec.names == ("a", "b") and sum(made.manifest["rows"].values()) == 19
+    Path("bare/a/x.txt").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"bare/a holds no \.txt files"):
+        task("bare").folder  # noqa: B018

@@ -133,7 +133,22 @@ def test_a_guess_can_be_typed(name):
 
 
 def test_a_guess_needs_two_columns():
-    assert "two are needed" in guess(write([{"text": "a"}] * 3))
+    assert "two are needed" in guess(write([{"text": "a", "more": 1}] * 3))  # a constant is nothing to learn
+    text = guess(write([{"text": "a"}] * 3, "my new.jsonl"))
+    assert text.splitlines()[-2:] == [
+        "there is only one column ('text'): a label column is missing; to predict it:",
+        "  tsla predict RUN_DIR 'my new.jsonl'",
+    ]
+
+
+def test_texts_in_folders_are_texts():
+    for i in range(20):
+        Path("texts", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Path("texts", "ab"[i % 2], f"{i}.txt").write_bytes(f"é {i}".encode())
+    text = guess("texts")
+    assert fields(text, "'text'") == ["'text'", "texts", "20", "of", "20", "'é", "0'"] and "b'" not in text
+    Path("texts/a/0.txt").write_bytes(b"\xff")
+    assert fields(guess("texts"), "'text'")[:2] == ["'text'", "bytes"]
 
 
 def test_a_guess_of_parts():
@@ -151,8 +166,8 @@ def test_a_guess_of_parts():
         (["1 2", "3"], "whole numbers in a text"),
         (["0.5,1", "2"], "numbers in a text"), ([1, 2], "whole numbers"), ([1, 2.5, None], "numbers"),
         ([True], "true or false"), ([[1, 2]], "lists of whole numbers"), ([np.array([1.5])], "lists of numbers"),
-        ([[[1]]], "lists of lists"), ([["a"]], "lists of texts"), ([b"a"], "bytes"), ([1, "a"], "a mix"),
-        ([None, ""], "nothing"), ([{}], "dict"),
+        ([[[1]]], "lists of lists"), ([["a"]], "lists of texts"), ([b"a", b""], "texts"),
+        ([b"a", b"\xff"], "bytes"), ([1, "a"], "a mix"), ([None, ""], "nothing"), ([{}], "dict"),
     ],
 )  # fmt: skip
 def test_kinds(cells, kind):

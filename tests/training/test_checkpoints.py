@@ -131,5 +131,5 @@ def test_checkpoints_are_written_every_so_often(tmp_path, monkeypatch):
         *runs.DIGITS, "trainer.max_steps=10", "trainer.validate_every=8", "trainer.checkpoint_every=4",
         f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert [step for name, step in written if name == "next"] == [4, 8, 10]
+    assert [step for name, step in written if name == "next"] == [4, 8, 10, 10]  # before and after the last validation
     assert written[1] == ("best", 8)

@@ -49,12 +49,12 @@ def model(dim: int = 16, depth: int = 1, vocab: int = 11, **options) -> Sequence
     return SequenceClassifier(Encoder(vocab_size=vocab, dim=dim, depth=depth, heads=2, **options), num_classes=10)
 
 
-def run(folder: Path, made: nn.Module, train: Loader, *, val: Loader | None = None, resume="no", optim=OPTIM,
+def run(folder: Path, made: nn.Module, train: Loader, *, val: Loader | None = None, start=None, optim=OPTIM,
         settings: FitSettings = SETTINGS) -> Fitted:  # fmt: skip
     folder.mkdir(exist_ok=True)
     return fit(
         made, train, loader(rows(16), 16) if val is None else val, objective=Objective(SPEC), optim=optim,
-        settings=settings, run=RunDir(folder), loggers=[], console=Console(quiet=True), seed=0, resume=resume,
+        settings=settings, run=RunDir(folder), loggers=[], console=Console(quiet=True), seed=0, start=start,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, r2_score
 
 from tsla.tasks.base import IGNORE
 from tsla.tasks.loading import Batch
-from tsla.training.objective import Answers, Objective, plain, row_means
+from tsla.training.objective import Answers, Objective, WeightedMean, plain, row_means
 
 
 def answers(outputs: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor | None = None) -> Answers:
@@ -52,12 +52,46 @@ def test_numbers_are_standardised_in_the_loss_and_told_in_their_unit():
     outputs, targets = torch.randn(20, 2), torch.randn(20, 2)
     torch.testing.assert_close(objective.loss(answers(outputs, targets)), (outputs - targets).square().mean())
     scale, shift = torch.tensor([4.0, 0.5]), torch.tensor([10.0, -1.0])
-    told, true = outputs * scale + shift, targets * scale + shift
+    told, true = outputs.double() * scale + shift, targets.double() * scale + shift
     torch.testing.assert_close(objective.predicted(outputs), told)
     got = scores(objective, answers(outputs, targets))
     assert objective.monitor == "r2"
     assert got["mae"] == pytest.approx(float((told - true).abs().mean()), rel=1e-5)
     assert got["r2"] == pytest.approx(r2_score(true, told), rel=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (1e6, 10.0), (2000.0, 5.0)])
+def test_r2_holds_where_the_mean_is_large_beside_the_spread(mean, std):
+    objective = Objective(runs.spec(outputs=1, target="numbers", target_mean=(mean,), target_std=(std,)))
+    targets = torch.randn(200, 1)
+    outputs = targets + 0.3 * torch.randn(200, 1)
+    got = scores(objective, answers(outputs, targets))
+    assert got["r2"] == pytest.approx(r2_score(targets, outputs), abs=1e-5)
+    assert got["mae"] == pytest.approx(float((outputs - targets).abs().mean()) * std, rel=1e-5)
+    assert torch.allclose(objective.predicted(outputs), outputs.double() * std + mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("target", ["class", "labels", "numbers", "tokens"])
+def test_slices_are_told_by_a_score_of_each_item(target):
+    objective = Objective(runs.spec(outputs=3, target=target, target_mean=(5.0,) * 3, target_std=(2.0,) * 3))
+    outputs = torch.tensor([[3.0, -1.0, -1.0], [-1.0, -1.0, 3.0]])
+    targets = {
+        "labels": torch.tensor([[1.0, 0, 0], [1, 1, 0]]),
+        "numbers": torch.tensor([[3.0, -1, -1], [0, 0, 3]]),
+    }.get(target, torch.tensor([0, 1]))
+    expected = {"labels": [1.0, 0.0], "numbers": [0.0, 4 / 3]}.get(target, [1.0, 0.0])
+    assert objective.item_scores(outputs, targets).tolist() == pytest.approx(expected)
+    names = {"labels": "label accuracy", "numbers": "mean absolute error"}
+    assert objective.slice_score == names.get(target, "accuracy")
+
+
+def test_means_have_weights_and_show_what_is_no_number():
+    mean = WeightedMean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert float(mean.compute()) == 2.0
+    mean.update(torch.tensor(float("nan")), 1)
+    assert mean.compute().isnan()
 
 
 def test_tokens_are_scored_where_there_is_a_target_and_rows_count_alike():

@@ -38,14 +38,14 @@ def test_rows_are_there_as_soon_as_they_are_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.parametrize("last", [None, 0, 2, 5])
-def test_an_existing_file_is_gone_on_with(tmp_path, last):
+@pytest.mark.parametrize("keep", [None, 0, 2, 5])
+def test_an_existing_file_is_gone_on_with(tmp_path, keep):
     path = tmp_path / "metrics.csv"
     first = MetricsFile(path)
     for step in (1, 2, 2, 3):
         first.append({"step": step, "epoch": 0, "a": step / 2})
-    second = MetricsFile(path, last)
-    kept = [step for step in (1, 2, 2, 3) if last is None or step <= last]
+    second = MetricsFile(path, keep)
+    kept = [1, 2, 2, 3][:keep]
     assert [int(row["step"]) for row in read(path)] == kept
     second.append({"step": 9, "epoch": 0, "a": 4.5})
     assert [int(row["step"]) for row in read(path)] == [*kept, 9]

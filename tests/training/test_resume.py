@@ -11,40 +11,6 @@ import train_runs as runs
 
 from tsla.training.module import Learner
 
-LIMITS = (
-    *runs.HEADS,
-    "trainer.max_steps=24",
-    "trainer.validate_every=7",
-    "trainer.checkpoint_every=9",
-    "optim.lr=0.01",
-)
-KINDS = {
-    "listops": (*runs.LISTOPS, *LIMITS),
-    "digits": (*runs.DIGITS, *LIMITS, "model.dropout=0.3", "trainer.precision=bf16"),
-    "accumulated": (*runs.DIGITS, *LIMITS, "trainer.accumulate=3"),
-    "worker": (*runs.LISTOPS, *LIMITS, "trainer.workers=1"),
-    "averaged": (*runs.MQAR, *LIMITS, "trainer.ema=0.9", "trainer.accumulate=2"),
-    "epochs": (*runs.DIGITS, *runs.HEADS, "trainer.max_steps=null", "trainer.max_epochs=2", "trainer.validate_every=5"),
-}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Trains each kind of run once, uninterrupted."""
-    trained: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        torch.set_num_threads(1)
-        if kind not in trained:
-            folder = tmp_path_factory.mktemp(kind)
-            data = f"data_dir={tmp_path_factory.getbasetemp() / 'data'}"
-            assert runs.train(*KINDS[kind], data, f"run_dir={folder / 'run'}") == 0
-            trained[kind] = folder / "run"
-        return trained[kind]
-
-    return get
-
-
 # Digits have 13 batches an epoch here, ListOps 14 or so; 7 and 14 are followed by validation, 24 is the last.
 STOPS = [
     ("listops", [1, 7, 13, 14, 24]),
@@ -60,7 +26,7 @@ STOPS = [
 def test_a_stopped_run_goes_on(tmp_path, whole, kind, batch, capsys):
     expected, run = whole(kind), tmp_path / "run"
     data = f"data_dir={expected.parent.parent / 'data'}"
-    assert runs.stopped_at_batch(batch, *KINDS[kind], data, f"run_dir={run}") == 130
+    assert runs.stopped_at_batch(batch, *runs.KINDS[kind], data, f"run_dir={run}") == 130
     assert "stopped by SIGINT after step" in capsys.readouterr().out
     assert not (run / "result.json").exists() and (run / "checkpoints" / "last.ckpt").exists()
     assert runs.train(f"resume={run}") == 0
@@ -69,17 +35,13 @@ def test_a_stopped_run_goes_on(tmp_path, whole, kind, batch, capsys):
 
 def test_sigterm_twice_over(tmp_path, whole, capsys):
     expected, run = whole("listops"), tmp_path / "a run with spaces, ünd mehr"
-    arguments = (*KINDS["listops"], f"data_dir={expected.parent.parent / 'data'}", f"run_dir='{run}'")
+    arguments = (*runs.KINDS["listops"], f"data_dir={expected.parent.parent / 'data'}", f"run_dir='{run}'")
     assert runs.stopped_at_batch(4, *arguments, signum=signal.SIGTERM) == 143
     assert "stopped by SIGTERM after step 4" in capsys.readouterr().out
     assert runs.stopped_at_batch(5, f"resume={run}", signum=signal.SIGTERM) == 143
     assert "stopped by SIGTERM after step 9" in capsys.readouterr().out
     assert runs.train(f"resume={run}") == 0
     runs.assert_same_run(expected, run)
-
-
-class Crash(Exception):
-    """As good as a kill: nothing is saved after it."""
 
 
 @pytest.mark.parametrize("batch", [3, 12, 19])
@@ -90,12 +52,12 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, monkeyp
     def training_step(module, *arguments):
         seen.append(1)
         if len(seen) == batch:
-            raise Crash
+            raise runs.Crash
         return step(module, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch, pytest.raises(runs.Crash):
         patch.setattr(Learner, "training_step", training_step)
-        runs.train(*KINDS["listops"], f"data_dir={expected.parent.parent / 'data'}", f"run_dir={run}")
+        runs.train(*runs.KINDS["listops"], f"data_dir={expected.parent.parent / 'data'}", f"run_dir={run}")
     with (run / "metrics.csv").open("a") as file:
         file.write("21,1,2.3,0.1")  # and half a line
     assert runs.train(f"resume={run}") == 0
@@ -106,11 +68,11 @@ def test_a_run_that_was_killed_before_its_test_is_tested(tmp_path, whole, monkey
     expected, run = whole("digits"), tmp_path / "run"
 
     def killed(*_: object) -> None:
-        raise Crash
+        raise runs.Crash
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch, pytest.raises(runs.Crash):
         patch.setattr("tsla.run.evaluate", killed)
-        runs.train(*KINDS["digits"], f"run_dir={run}")
+        runs.train(*runs.KINDS["digits"], f"run_dir={run}")
     assert not (run / "result.json").exists()
     assert runs.train(f"resume={run}") == 0
     runs.assert_same_run(expected, run)
@@ -125,30 +87,15 @@ def test_a_finished_run_is_left_alone(whole, capsys):
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
 
 
-def damage(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    match how:
-        case "empty":
-            content.clear()
-        case "cut at 1 %" | "cut at 50 %" | "cut at 99 %":
-            del content[len(content) * int(how.split()[2]) // 100 :]
-        case "one bit":  # in the middle of the largest tensor, where only a checksum notices
-            content[len(content) // 2] ^= 1
-        case "gone":
-            path.unlink()
-            return
-    path.write_bytes(bytes(content))
-
-
 DAMAGES = ["empty", "cut at 1 %", "cut at 50 %", "cut at 99 %", "one bit"]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_is_told(tmp_path, capsys, how):
     run = tmp_path / "run"
-    runs.stopped_at_batch(3, *KINDS["digits"], f"run_dir={run}")
+    runs.stopped_at_batch(3, *runs.KINDS["digits"], f"run_dir={run}")
     path = run / "checkpoints" / "last.ckpt"
-    damage(path, how)
+    runs.damage(path, how)
     assert runs.train(f"resume={run}") == 1
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert len(told) == 1 and told[0].startswith(f"failed: {path} cannot be read")
@@ -159,21 +106,21 @@ def test_resume_auto_falls_back_to_the_checkpoint_before(tmp_path, whole, capsys
     """The run was saved at step 9 and then stopped at step 13; after step 9 it goes on as it did before."""
     expected, run = whole("digits"), tmp_path / "run"
     data = f"data_dir={expected.parent.parent / 'data'}"
-    assert runs.stopped_at_batch(13, *KINDS["digits"], data, f"run_dir={run}") == 130
-    damage(run / "checkpoints" / "last.ckpt", how)
+    assert runs.stopped_at_batch(13, *runs.KINDS["digits"], data, f"run_dir={run}") == 130
+    runs.damage(run / "checkpoints" / "last.ckpt", how)
     if how != "gone":
         assert runs.train(f"resume={run}") == 1
         assert "resume=auto falls back to previous.ckpt" in capsys.readouterr().out
-    assert runs.train(*KINDS["digits"], data, f"run_dir={run}", "resume=auto") == 0
+    assert runs.train(*runs.KINDS["digits"], data, f"run_dir={run}", "resume=auto") == 0
     runs.assert_same_run(expected, run)
 
 
 def test_resume_auto_does_not_start_anew_when_both_are_damaged(tmp_path, capsys):
     run = tmp_path / "run"
-    assert runs.stopped_at_batch(13, *KINDS["digits"], f"run_dir={run}") == 130
+    assert runs.stopped_at_batch(13, *runs.KINDS["digits"], f"run_dir={run}") == 130
     for name in ("last", "previous"):
-        damage(run / "checkpoints" / f"{name}.ckpt", "empty")
-    assert runs.train(*KINDS["digits"], f"run_dir={run}", "resume=auto") == 1
+        runs.damage(run / "checkpoints" / f"{name}.ckpt", "empty")
+    assert runs.train(*runs.KINDS["digits"], f"run_dir={run}", "resume=auto") == 1
     assert "previous.ckpt cannot be read" in capsys.readouterr().out
 
 
@@ -208,11 +155,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, whole, 
 
     def killed(*_: object, **__: object) -> None:
         assert (run / "config.yaml").exists()  # it was written before anything else
-        raise Crash
+        raise runs.Crash
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch, pytest.raises(runs.Crash):
         patch.setattr("tsla.run.fit", killed)
-        runs.train(*KINDS["digits"], data, f"run_dir={run}")
+        runs.train(*runs.KINDS["digits"], data, f"run_dir={run}")
     assert runs.train(f"resume={run}") == 0
     runs.assert_same_run(expected, run)
 
@@ -239,7 +186,7 @@ def test_a_run_that_ended_early_stays_ended(tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert runs.train(*arguments, f"run_dir={whole}") == 0
     assert runs.result(whole)["steps"] == 6 and runs.result(whole)["best_step"] == 2
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Crash):
         patch.setattr("tsla.run.evaluate", crash)
         runs.train(*arguments, f"run_dir={cut}")
     assert runs.train(f"resume={cut}") == 0
@@ -247,12 +194,12 @@ def test_a_run_that_ended_early_stays_ended(tmp_path, capsys):
 
 
 def crash(*_: object) -> None:
-    raise Crash
+    raise runs.Crash
 
 
 def test_a_checkpoint_that_does_not_fit_the_config_is_told(tmp_path, capsys):
     run = tmp_path / "run"
-    runs.stopped_at_batch(3, *KINDS["digits"], f"run_dir={run}")
+    runs.stopped_at_batch(3, *runs.KINDS["digits"], f"run_dir={run}")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("dim: 16\n  depth", "dim: 32\n  depth"))
     assert runs.train(f"resume={run}") == 1
@@ -270,6 +217,6 @@ def test_a_second_signal_is_immediate(tmp_path, monkeypatch):
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Learner, "training_step", training_step)
-    assert runs.train(*KINDS["digits"], f"run_dir={tmp_path / 'run'}") == 130
-    assert seen == [signal.SIG_DFL]
+    assert runs.train(*runs.KINDS["digits"], f"run_dir={tmp_path / 'run'}") == 130
+    assert seen and seen[0] is not signal.SIG_DFL
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tsla
-from tsla.training.run_dir import RunDir, new_run_dir, peak_memory_bytes, provenance, write_json
+from tsla.training.run_dir import RunDir, is_finished, new_run_dir, peak_memory_bytes, provenance, write_json
 
 
 def test_a_folder_of_its_own(tmp_path, monkeypatch):
@@ -55,10 +55,8 @@ def test_json_is_whole_or_absent(tmp_path):
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
 
 
-def test_provenance(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/bin/tsla", "train", "run_dir=two words"])
+def test_provenance():
     facts = provenance()
-    assert facts["command"] == "tsla train 'run_dir=two words'"
     assert facts["versions"]["tsla"] == tsla.__version__ and facts["versions"].keys() >= {
         "python",
         "torch",
@@ -73,3 +71,28 @@ def test_provenance(monkeypatch):
 
 def test_memory_is_in_bytes():
     assert 100e6 < peak_memory_bytes() < 100e9
+
+
+def test_what_json_has_not_is_null(tmp_path):
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": -float("inf")}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [1.5, None], "c": {"d": None}}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_run_is_finished_once_its_result_is_whole(tmp_path):
+    assert not is_finished(tmp_path)
+    for text in ("", "{", "[]", '{"a": 1'):
+        (tmp_path / "result.json").write_text(text)
+        assert not is_finished(tmp_path)
+    write_json(tmp_path / "result.json", {"a": 1})
+    assert is_finished(tmp_path)
+
+
+def test_a_folder_of_a_run_that_never_trained_may_be_used_again(tmp_path):
+    run = new_run_dir(str(tmp_path / "a"), "digits")
+    for name in ("config.yaml", "log.txt", ".lock"):
+        (run.path / name).touch()
+    assert new_run_dir(str(tmp_path / "a"), "digits") == run
+    run.metrics.touch()
+    with pytest.raises(FileExistsError):
+        new_run_dir(str(tmp_path / "a"), "digits")

@@ -3,6 +3,7 @@
 Hydra picks and merges the short YAML files of `configs/`; the dataclasses give every default and decide what exists.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_args
 from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import ValidationError
 
-from tsla.config.options import ConfigError, check_options, did_you_mean
+from tsla.config.options import ConfigError, as_argument, check_options, did_you_mean
 from tsla.config.schema import GROUPS, Config
 from tsla.config.validate import find_problems
 
@@ -34,16 +35,7 @@ def compose(arguments: Sequence[str]) -> Config:
         ConfigError: with every problem found, each naming the argument and what is allowed.
     """
     choices, values, problems = _sort_arguments(arguments)
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_root())):
-        composed = hydra_compose("train", [f"{group}={name}" for group, name in choices.items()], True)
-    experiment = composed.hydra.runtime.choices["experiment"]
-    data: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
-    del data["hydra"]
+    data = _merged(choices)
     for key, value in values:
         *parents, leaf = key.split(".")
         node: Any = data
@@ -53,7 +45,52 @@ def compose(arguments: Sequence[str]) -> Config:
             node[leaf] = value
         else:
             problems.append(f"{key} is not an option: {'.'.join(parents)} has no parts")
-    return _checked({**data, "experiment": experiment}, problems)
+    return _checked(data, problems)
+
+
+def _merged(choices: Mapping[str, str]) -> dict[str, Any]:
+    """What the YAML files say of these choices of groups."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_root())):
+        composed = hydra_compose("train", [f"{group}={name}" for group, name in choices.items()], True)
+    data: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    return {"experiment": data.pop("hydra")["runtime"]["choices"]["experiment"], **data}
+
+
+def command_of(config: Config) -> str:
+    """The shortest `tsla train ...` that composes to `config`, but for where the run goes."""
+    choices = {"experiment": config.experiment}
+    usual = _merged(choices)
+    choices |= {group: getattr(config, group).name for group in GROUPS
+                if getattr(config, group).name != usual[group]["name"]}  # fmt: skip
+    merged = _merged(choices)
+    words = [f"{group}={name}" for group, name in choices.items()]
+    for group in GROUPS:
+        own, known = getattr(config, group), parse_group(group, merged[group], [])
+        words += [as_argument(f"{group}.{f.name}", getattr(own, f.name)) for f in fields(own)
+                  if getattr(own, f.name) != getattr(known, f.name)]  # fmt: skip
+    for f in fields(Config):
+        if f.name in ("seed", "init_from") and getattr(config, f.name) != f.default:
+            words.append(as_argument(f.name, getattr(config, f.name)))
+    return shlex.join(["tsla", "train", *words])
+
+
+def differing(a: Config, b: Config) -> list[str]:
+    """The options in which two configs differ, run_dir aside, as ``key: x here, y there``."""
+    here, there = (_flat(asdict(config)) for config in (a, b))
+    keys = sorted((here.keys() | there.keys()) - {"run_dir"})
+    return [f"{key}: {here.get(key)} here, {there.get(key)} there" for key in keys if here.get(key) != there.get(key)]
+
+
+def _flat(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return out
 
 
 def parse(data: Mapping[str, Any]) -> Config:
@@ -83,9 +120,12 @@ def read(path: Path) -> Config:
     if not isinstance(data, dict):
         raise ConfigError([f"{path} must hold a mapping of options, got {type(data).__name__}"])
     try:
-        return parse({str(key): value for key, value in data.items()})
+        config = parse({str(key): value for key, value in data.items()})
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+    if missing := [f.name for f in fields(Config) if f.name not in data]:  # defaults would make it another run
+        raise ConfigError([f"{path} lacks {', '.join(missing)}: it is cut off"])
+    return config
 
 
 def members(group: str) -> dict[str, type]:
@@ -189,9 +229,11 @@ def _suggest(path: str, key: str, known: list[str]) -> str:
 def _typed(path: str, kind: Any, value: Any, problems: list[str]) -> Any:
     """`value` as the type of its field, by OmegaConf's rules (which refuse 1.5 for an int); a wrong one is noted."""
     if kind == list[str]:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
-        problems.append(f"{path} ({value!r}) must be a list of names, such as [window,taylor]")
+        plain = isinstance(value, str) and value and "$" not in value and "?" not in value
+        names = [value] if plain else value  # one name needs no brackets
+        if isinstance(names, list) and all(isinstance(item, str) for item in names):
+            return names
+        problems.append(f"{path} ({value!r}) must be a name, or a list of names such as [{path.split('.')[-1]},other]")
         return None
     (base, *rest) = get_args(kind) or (kind,)
     if isinstance(value, str) and ("${" in value or value == "???"):

@@ -15,15 +15,13 @@ A suite file holds, all but one of the first two optional::
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from tsla.config.compose import compose
-from tsla.config.help import spell
-from tsla.config.options import ConfigError, did_you_mean
+from tsla.config.options import ConfigError, as_argument, did_you_mean
 from tsla.config.schema import GROUPS, Config
 
 KEYS = ("grid", "variants", "overrides", "out")
@@ -50,6 +48,8 @@ def read_suite(path: Path) -> dict[str, Any]:
         ConfigError: a file that is not one, with everything that is wrong with it.
     """
     file = path / "suite.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError([f"{file} does not exist"])
     try:
         data = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:  # any parser error means the same to the reader
@@ -110,14 +110,17 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
     Raises:
         ConfigError: every problem of every cell, once, with the cells that have it.
     """
-    grid = {str(key): [_text(v) for v in _listed(values)] for key, values in (suite.get("grid") or {}).items()}
+    grid = {
+        str(key): [f"{key}={v}" if _is_quoted(v) else as_argument(str(key), v) for v in _listed(values)]
+        for key, values in (suite.get("grid") or {}).items()
+    }
     variants = [_listed(variant) for variant in suite.get("variants") or [[]]]
     common = list(suite.get("overrides") or [])
     problems: dict[str, list[str]] = {}
     cells: list[Cell] = []
     for combination in itertools.product(variants, *grid.values()):
         variant, values = combination[0], combination[1:]
-        own = [*variant, *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
+        own = [*variant, *values]
         arguments = (*common, *own)
         name = _name(own)
         found = [f"{argument}: a suite decides {argument.split('=')[0]} itself" for argument in arguments
@@ -129,18 +132,14 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
         for problem in found:
             problems.setdefault(problem, []).append(name)
         if not found:
-            cells.append(Cell(name, _name([a for a in own if not a.startswith("seed=")]), arguments, config))
+            group = _name([a for a in own if not a.startswith("seed=")]) or config.experiment
+            cells.append(Cell(name or config.experiment, group, arguments, config))
     for first, second in itertools.combinations(cells, 2):
         if first.config == second.config:
             problems.setdefault("these cells are the same run", []).extend([first.name, second.name])
     if problems:
         raise ConfigError([f"{problem} ({_some(names)})" for problem, names in problems.items()])
     return _with_distinct_names(cells)
-
-
-def without_seed(config: Config) -> Config:
-    """What the runs of a group share."""
-    return replace(config, seed=0)
 
 
 def _name(arguments: Sequence[str]) -> str:
@@ -150,7 +149,7 @@ def _name(arguments: Sequence[str]) -> str:
         key, _, value = argument.partition("=")
         plain = re.sub(r"[^\w.+-]+", "-", value).strip("-")
         parts.append(plain if key in GROUPS or key == "experiment" else f"{key.split('.')[-1]}{plain}")
-    return "_".join(part for part in parts if part) or "run"
+    return "_".join(part for part in parts if part)
 
 
 def _with_distinct_names(cells: list[Cell]) -> list[Cell]:
@@ -164,17 +163,13 @@ def _with_distinct_names(cells: list[Cell]) -> list[Cell]:
     return out
 
 
+def _is_quoted(value: Any) -> bool:
+    """Whether it is an argument's text already, such as the command line's own ``'two words'`` or ``[a,b]``."""
+    return isinstance(value, str) and re.fullmatch(r"'.*'|\".*\"|\[.*\]", value) is not None
+
+
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
-
-
-def _text(value: Any) -> str:
-    """A value as an argument says it; Hydra's grammar wants quotes around what it has a use for itself."""
-    text = spell(value)
-    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]*", text) or re.fullmatch(r"'.*'|\[.*\]", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _some(names: Sequence[str]) -> str:

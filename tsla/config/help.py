@@ -5,14 +5,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from tsla.config.compose import group_choices, members
+from tsla.config.options import spell
 from tsla.config.schema import GROUPS, Config, HeadsConfig
-
-
-def spell(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def options_text() -> str:

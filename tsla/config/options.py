@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
 from typing import Any
@@ -55,6 +56,26 @@ def check_options(path: str, config: object) -> list[str]:
                 if bound is not None and not fine(item, bound):
                     problems.append(f"{path}{f.name} ({item}) must be {sign} {bound}")
     return problems
+
+
+def spell(value: Any) -> str:
+    """A value as it is shown: without the quotes that typing it may need."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_argument(key: str, value: Any) -> str:
+    """``key=value`` as it is typed, before the shell's own quotes: Hydra wants some around unusual texts."""
+    if isinstance(value, list):
+        return f"{key}=[{','.join(map(_quoted, value))}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]*", value, re.ASCII):
+        return spell(value)
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

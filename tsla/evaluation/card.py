@@ -17,7 +17,7 @@ def run_card(result: Mapping[str, Any], title: str) -> str:
     lines += ["", f"Test scores are of the checkpoint best on validation, step {result['best_step']}.", ""]
     lines += [f"{cost_line(result)}.", "", "![learning curve](curves.png)", ""]
     for name, parts in result["slices"].items():
-        lines += [f"| {name} | items | test {monitor} |", "|---|---|---|"]
+        lines += [f"| {name} | items | test {result['slice_score']} |", "|---|---|---|"]
         lines += [f"| {part['value']} | {part['items']:,} | {part['score']:.3f} |" for part in parts]
         lines += [""]
     facts = {**result["versions"], **result["host"]}

@@ -24,12 +24,14 @@ def draw_curves(metrics: Path, target: Path, monitor: str, references: Mapping[s
         steps, values = column(f"train/{name}")
         if values:  # not every score is told of training batches
             axis.plot(steps, values, color="#b9c7d6", linewidth=1)
-            axis.plot(steps, _smooth(values), color="#2b5c8a", linewidth=1.8, label="train")
+            axis.plot(steps, _smooth(values), color="#2b5c8a", linewidth=1.8, label="train (smoothed)",
+                      marker="o" if len(values) == 1 else None)  # fmt: skip
         axis.plot(*column(f"val/{name}"), color="#c8501e", linewidth=1.8, marker="o", markersize=3, label="validation")
         axis.set_xlabel("optimiser steps")
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("loss (nats)")
+    left.set_ylabel("loss" + " (nats)" * (monitor != "r2"))
     left.legend(frameon=False)
     right.set_ylabel(monitor)
     if monitor != "r2":  # which has no lowest value
@@ -45,8 +47,13 @@ def draw_curves(metrics: Path, target: Path, monitor: str, references: Mapping[s
     plt.close(figure)
 
 
-def _smooth(values: list[float], keep: float = 0.75) -> list[float]:
-    """Running exponential mean, without the bias of its start."""
+def _smooth(values: list[float], keep: float = 0.6) -> list[float]:
+    """Running means from both ends, averaged, so that the line does not lag behind; their starts are not biased."""
+    ahead, behind = _running(values, keep), _running(values[::-1], keep)[::-1]
+    return [(x + y) / 2 for x, y in zip(ahead, behind, strict=True)]
+
+
+def _running(values: list[float], keep: float) -> list[float]:
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)

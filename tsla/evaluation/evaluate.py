@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     """What a split says of a model.
 
     metrics: loss and scores, as `Objective` lists them.
-    slices: by name of the slice, the monitored score at each of its values (of numbers, their mean absolute error).
+    slices: by name of the slice, the objective's `slice_score` at each of its values.
     confusion: rows of each true class (first axis) by predicted class; None where the target is not a class.
     """
 
@@ -70,11 +70,10 @@ def evaluate(model: nn.Module, loader: Loader, objective: Objective, device: tor
         objective.update(metrics, answers)
         loss += float(objective.loss(answers)) * len(answers.targets)
         items += len(answers.targets)
-        predicted = objective.predicted(answers.outputs)
-        right.append(_item_scores(objective, predicted, answers.targets))
+        right.append(objective.item_scores(answers.outputs, answers.targets))
         index.append(batch.rows[answers.rows])
         if objective.spec.target == "class":
-            classes.append(torch.stack([predicted, answers.targets]))
+            classes.append(torch.stack([objective.predicted(answers.outputs), answers.targets]))
     scores = {name: plain(value) for name, value in metrics.compute().items()}
     order = torch.cat(index).argsort(stable=True)
     rows = loader.rows
@@ -91,17 +90,6 @@ def evaluate(model: nn.Module, loader: Loader, objective: Objective, device: tor
         },
         confusion=confusion,
     )
-
-
-def _item_scores(objective: Objective, predicted: Tensor, targets: Tensor) -> Tensor:
-    """``(items,)``: right or not, the share of right labels, or the absolute error."""
-    match objective.spec.target:
-        case "labels":
-            return (predicted == targets.long()).float().mean(1)
-        case "numbers":
-            return (predicted - objective.in_units(targets)).abs().mean(1)
-        case _:
-            return (predicted == targets).float()
 
 
 def _by_length(lengths: list[int], objective: Objective) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """The figures of a report, fit for a paper: learning curves, and scores against what they cost; two files per task."""
 
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tsla.evaluation.runs import Curve, Run
+from tsla.evaluation.runs import Curve, Run, clean, numbered
 from tsla.evaluation.tables import Group, TaskTable
 
 # Hues that the common kinds of colour-blindness tell apart, darkest contrasts first (after Okabe and Ito, and Tol).
@@ -248,7 +249,7 @@ def _panels(table: TaskTable, looks: Mapping[tuple[str, str], Look], *, lines: b
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
 
-    labels = [_elided(group.label, 48) for group in table.groups]
+    labels = numbered([group.label for group in table.groups], 60)
     longest = max(map(len, labels)) * 0.078 + 0.55  # inches that an entry needs, about
     columns = max(1, min(len(labels), int(WIDTH / longest)))
     rows = -(-len(labels) // columns)
@@ -275,7 +276,7 @@ def _panels(table: TaskTable, looks: Mapping[tuple[str, str], Look], *, lines: b
         borderpad=0.3, handlelength=2.6, handletextpad=0.4, columnspacing=1.6, labelspacing=0.25,
     )  # fmt: skip
     figure.suptitle(
-        _elided(table.task, 60),
+        clean(table.title, 120),
         x=LEFT / WIDTH,
         y=1 - 0.1 / height,
         ha="left",
@@ -309,7 +310,7 @@ def _score_axes(axes: Sequence[Any], table: TaskTable, values: Sequence[float], 
     for (name, value), edge, place in zip(references, edges, places, strict=True):
         beyond = " ↓" * (value < bottom) + " ↑" * (value > top)
         axes[-1].annotate(
-            f"{_elided(name, 25)} {value:.2f}{beyond}", (1, edge), xycoords=("axes fraction", "data"),
+            f"{clean(name, 25)} {value:.2f}{beyond}", (1, edge), xycoords=("axes fraction", "data"),
             xytext=(1.04, place), textcoords=("axes fraction", "data"), fontsize=7.5, color="0.3", va="center",
             annotation_clip=False,
             arrowprops=None if beyond else {
@@ -346,32 +347,28 @@ def _short(value: float, _place: int | None = None) -> str:
     return f"{value:.4g}"
 
 
-def _elided(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 def _curves_caption(table: TaskTable) -> str:
     return (
-        f"{table.task}: training loss and validation {table.monitor} while training. Thin lines are seeds, thick ones "
+        f"{table.title}: training loss and validation {table.monitor} while training. Thin lines are seeds, thick ones "
         "their mean; minutes are steps at the median pace; dashed grey lines are references."
     )
 
 
 def _costs_caption(table: TaskTable) -> str:
     return (
-        f"{table.task}: test {table.monitor} against training speed, peak memory and parameters. Bars are one standard "
-        "deviation of the score over seeds, and the range of speed and memory; dashed grey lines are references."
+        f"{table.title}: test {table.monitor} against training speed, peak memory and parameters. Bars are one "
+        "standard deviation of the score over seeds, and the range of speed and memory; "
+        "dashed grey lines are references."
     )
 
 
 def _file_names(tables: Sequence[TaskTable]) -> list[str]:
-    """A plain and different name for each task, whatever it is called."""
+    """A plain and different name for each table, whatever it is called."""
     names: list[str] = []
     for table in tables:
-        name = re.sub(r"[^A-Za-z0-9]+", "-", _elided(table.task, 60)).strip("-").lower() or "task"
-        while name in names:
-            name += "-2"
-        names.append(name)
+        name = re.sub(r"[^A-Za-z0-9]+", "-", clean(table.title, 80)).strip("-").lower() or "task"
+        places = itertools.chain([name], (f"{name}-{place}" for place in itertools.count(2)))
+        names.append(next(place for place in places if place not in names))
     return names
 
 

@@ -1,12 +1,24 @@
 """The page of a report: one HTML file that needs nothing else, for wide and narrow windows, light and dark."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from tsla.evaluation.figures import Figure, Look
 from tsla.evaluation.runs import Confusion
-from tsla.evaluation.tables import Group, SliceTable, Tables, TaskTable, columns_of, notes_of, overview, rows_of
+from tsla.evaluation.tables import (
+    Group,
+    SliceTable,
+    Tables,
+    TaskTable,
+    columns_of,
+    differing_of,
+    falling,
+    notes_of,
+    rows_of,
+)
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --soft: #60676e; --line: #dfe3e6; --tint: #f5f7f8;
@@ -61,6 +73,56 @@ figcaption { margin-top: .35rem; }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+class OverviewRow(NamedTuple):
+    """A mixer's scores on all tasks; `best` tells the highest of each task."""
+
+    mixer: str
+    cells: list[str]
+    best: list[bool]
+
+
+def overview(tables: Sequence[TaskTable]) -> tuple[list[str], list[OverviewRow]]:
+    """Headings of tasks, and each mixer's score on them: of several variants, the one best on validation."""
+    chosen = _chosen(tables)
+    tops = [
+        max((g.score.mean for g in column if g and not math.isnan(g.score.mean)), default=math.nan)
+        for column in zip(*chosen.values(), strict=True)
+    ]
+    rows = [
+        OverviewRow(
+            mixer,
+            [str(group.score) if group else "" for group in groups],
+            [group is not None and group.score.mean == top for group, top in zip(groups, tops, strict=True)],
+        )
+        for mixer, groups in chosen.items()
+    ]
+    return [_heading(table) for table in tables], rows
+
+
+def overview_notes(tables: Sequence[TaskTable]) -> list[str]:
+    """For each task what is not equal between the groups that `overview` shows of it."""
+    columns = [[group for group in column if group] for column in zip(*_chosen(tables).values(), strict=True)]
+    differing = [differing_of(groups) for groups in columns]
+    return [
+        f"Unequal runs: on {_heading(table)} mixers differ in more than themselves. {' | '.join(told)}."
+        for table, told in zip(tables, differing, strict=True)
+        if told
+    ]
+
+
+def _chosen(tables: Sequence[TaskTable]) -> dict[str, list[Group | None]]:
+    """For each mixer its group of each table that is best on validation."""
+    chosen: dict[str, list[Group | None]] = {}
+    for mixer in sorted({group.mixer for table in tables for group in table.groups}):
+        own = [[group for group in table.groups if group.mixer == mixer] for table in tables]
+        chosen[mixer] = [min(groups, key=lambda g: falling(g.val), default=None) for groups in own]
+    return chosen
+
+
+def _heading(table: TaskTable) -> str:
+    return f"{table.task} ({table.monitor})" if table.title == table.task else table.title
+
+
 def make_page(
     tables: Tables, figures: Sequence[Sequence[Figure]], looks: Mapping[tuple[str, str], Look]
 ) -> str:  # fmt: skip
@@ -84,7 +146,7 @@ def make_page(
 
 
 def _contents(tables: Tables) -> str:
-    links = [f'<a href="#task-{at}">{escape(table.task)}</a>' for at, table in enumerate(tables.tasks)]
+    links = [f'<a href="#task-{at}">{escape(table.title)}</a>' for at, table in enumerate(tables.tasks)]
     links += ['<a href="#unfinished">without a result</a>'] * bool(tables.unfinished)
     return f"<nav>{''.join(links)}</nav>" if len(links) > 1 else ""
 
@@ -98,17 +160,19 @@ def _overview(tables: Tables) -> str:
             for cell, best in zip(row.cells, row.best, strict=True)
         ]
         body.append(f"<tr><th>{escape(row.mixer)}</th>{''.join(cells)}</tr>")
+    notes = "".join(f'<p class="notes">{escape(note)}</p>' for note in overview_notes(tables.tasks))
     return (
         f"<section><h2>Overview</h2>{_scrolling(_head(['mixer', *headings], 1), body)}"
         '<p class="notes">Test scores, mean ± standard deviation over seeds. Of several variants of a mixer, '
-        "the one best on validation. Bold: the highest of a task.</p></section>"
+        "the one best on validation. Bold: the highest of a task.</p>"
+        f"{notes}</section>"
     )
 
 
 def _task(
     at: int, table: TaskTable, figures: Sequence[Figure], looks: Mapping[tuple[str, str], Look]
 ) -> str:  # fmt: skip
-    parts = [f'<section id="task-{at}"><h2>{escape(table.task)}</h2>', _main_table(table, looks)]
+    parts = [f'<section id="task-{at}"><h2>{escape(table.title)}</h2>', _main_table(table, looks)]
     notes = [f"<li>{escape(note)}</li>" for note in notes_of(table)]
     parts.append(f'<ul class="notes">{"".join(notes)}</ul>')
     parts += map(_figure, figures)
@@ -154,7 +218,7 @@ def _figure(figure: Figure) -> str:
 def _slices(table: TaskTable, part: SliceTable) -> str:
     head = _head([part.name, "items", *(group.label for group in table.groups)], 1)
     body = [
-        f"<tr><th>{escape(value)}</th><td>{items:,}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        f"<tr><th>{escape(value)}</th><td>{items}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         for value, items, cells in zip(part.values, part.items, part.cells, strict=True)
     ]
     return f"<section><h3>{escape(part.heading)} by {escape(part.name)}</h3>{_scrolling(head, body)}</section>"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tsla.evaluation.figures import Figure, draw_figures, looks_of
-from tsla.evaluation.page import make_page
+from tsla.evaluation.page import make_page, overview, overview_notes
 from tsla.evaluation.runs import Run, find_runs
-from tsla.evaluation.tables import Group, Tables, TaskTable, columns_of, make_tables, notes_of, overview, rows_of
+from tsla.evaluation.tables import Group, Tables, TaskTable, columns_of, make_tables, notes_of, rows_of
 
 RESULTS = ("params", "train_tokens_per_second", "peak_memory_bytes", "state_bytes", "steps", "best_step", "seconds")
 
@@ -49,15 +49,15 @@ def make_markdown(tables: Tables, figures: Sequence[Sequence[Figure]]) -> str:
         headings, rows = overview(tables.tasks)
         lines += ["## Overview", "", *_table(["mixer", *headings], [[row.mixer, *row.cells] for row in rows]), ""]
         lines += ["Of several variants of a mixer, the one best on validation.", ""]
+        lines += [line for note in overview_notes(tables.tasks) for line in (plain(note), "")]
     for table, drawn in zip(tables.tasks, figures, strict=True):
-        lines += [f"## {plain(table.task)}", "", *_main_table(table), ""]
+        lines += [f"## {plain(table.title)}", "", *_main_table(table), ""]
         lines += [f"- {plain(note)}" for note in notes_of(table)]
         for figure in drawn:
             lines += ["", f"![{plain(figure.caption)}](figures/{figure.png.name})"]
         for part in table.slices:
             rows_ = [
-                [value, f"{items:,}", *cells]
-                for value, items, cells in zip(part.values, part.items, part.cells, strict=True)
+                [value, items, *cells] for value, items, cells in zip(part.values, part.items, part.cells, strict=True)
             ]
             names = [group.label for group in table.groups]
             lines += ["", f"{plain(part.heading)} by {plain(part.name)}:", ""]
@@ -124,7 +124,7 @@ def _lines_of(tables: Tables) -> Iterable[dict[str, Any]]:
                 "runs": "\n".join(str(run.path) for run in group.runs), "commands": "\n".join(group.commands),
             }  # fmt: skip
         for name, score in table.references:
-            yield {"kind": "reference", "task": table.task, "monitor": table.monitor, "mixer": name, "test_mean": score}
+            yield {"kind": "reference", **_where(table), "mixer": name, "test_mean": score}
     for run in tables.unfinished:
         yield {
             "kind": "unfinished", "task": run.task, "mixer": run.mixer, "seeds": run.seed, "steps": run.step,
@@ -140,8 +140,12 @@ def _runs_of(tables: Tables) -> Iterable[dict[str, Any]]:
                 yield {**_what(table, group), **_facts(run)}
 
 
+def _where(table: TaskTable) -> dict[str, str]:
+    return {"task": table.task, "table": table.title, "monitor": table.monitor}
+
+
 def _what(table: TaskTable, group: Group) -> dict[str, Any]:
-    return {"task": table.task, "monitor": table.monitor, "mixer": group.mixer, "variant": group.variant}
+    return {**_where(table), "mixer": group.mixer, "variant": group.variant}
 
 
 def _facts(run: Run) -> dict[str, Any]:

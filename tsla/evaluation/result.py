@@ -8,23 +8,25 @@ from rich.table import Table
 from tsla.evaluation.evaluate import Scores
 from tsla.models import Account
 from tsla.training.fit import Fitted
+from tsla.training.objective import Objective
 from tsla.training.run_dir import peak_memory_bytes
 from tsla.training.terminal import clock_time
 
 
 def make_result(
-    what: Mapping[str, Any], costs: Account, fitted: Fitted, tested: Scores, monitor: str,
+    what: Mapping[str, Any], costs: Account, fitted: Fitted, tested: Scores, objective: Objective,
     references: Mapping[str, float], provenance: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of result.json: fractions 0-1, nats, seconds, bytes. Test metrics are of the best checkpoint."""
     return {
         **what,
         "params": costs.parameters,
-        "monitor": monitor,
+        "monitor": objective.monitor,
         "metrics": {
             **{f"test/{name}": value for name, value in tested.metrics.items()},
-            f"val/{monitor}": fitted.best_score,
+            f"val/{objective.monitor}": fitted.best_score,
         },
+        "slice_score": objective.slice_score,
         "slices": {name: [part._asdict() for part in parts] for name, parts in tested.slices.items()},
         "references": dict(references),
         "best_step": fitted.best_step,

@@ -7,11 +7,12 @@ import csv
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LONGEST_NAME, LONGEST_TEXT = 80, 4000  # characters of a name, and of a command or a path
+LONGEST_NAME, LONGEST_TEXT = 80, 4000  # characters of a name, and of a command, a path or an option
 LARGEST = 1e18  # of any number in a result: no count or score of ours comes near
 MOST_CLASSES = 20  # a larger confusion matrix is not read: nobody could read it on a page either
 BYTES = {"config.yaml": 2**20, "result.json": 2**23, "metrics.csv": 2**28, "confusion.csv": 2**20}  # at most
@@ -53,6 +54,19 @@ class Run(NamedTuple):
     confusion: Confusion | None
 
 
+class Unfinished(NamedTuple):
+    """A run without a result: `step` is its latest, `val` its latest validation ``name value``."""
+
+    path: str
+    task: str
+    mixer: str
+    seed: str
+    step: int
+    of_steps: str
+    val: str
+    command: str
+
+
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs at `paths`, each once: a run directory itself, or all below a folder such as that of a suite.
 
@@ -75,6 +89,46 @@ def clean(text: str, longest: int = LONGEST_NAME) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else " " * c.isspace() for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def numbered(texts: Sequence[str], longest: int) -> list[str]:
+    """`texts` cut at `longest`; of those that look the same then, the second ends in (2), the third in (3)."""
+    out: list[str] = []
+    for text in texts:
+        cut, place = clean(text, longest), 2
+        while cut in out:
+            ending = f" ({place})"
+            cut, place = clean(text, longest - len(ending)) + ending, place + 1
+        out.append(cut)
+    return out
+
+
+def unfinished(run: Run) -> Unfinished:
+    """How far a run without a result is, and what goes on with it."""
+    scores = {name: curve for name, curve in run.metrics.items() if name.startswith("val/") and name != "val/loss"}
+    name, curve = next(iter(scores.items()), ("", None))
+    path = clean(str(run.path), LONGEST_TEXT)
+    return Unfinished(
+        path=path,
+        task=clean(run.config["task.name"]),
+        mixer=clean(run.config["mixer.name"]),
+        seed=clean(run.config.get("seed", "?")),
+        step=max((curve.steps[-1] for curve in run.metrics.values()), default=0),
+        of_steps=clean(run.config.get("trainer.max_steps", "null").replace("null", "?")),
+        val=f"{name} {curve.values[-1]:.3f}" if curve else "none yet",
+        command=shlex.join(["tsla", "train", f"resume={path}"]),
+    )
+
+
+def confusion_of(runs: Sequence[Run]) -> Confusion | None:
+    """The counts of all `runs` together; None if there are none, or of different classes."""
+    tables = [run.confusion for run in runs if run.confusion]
+    if not tables or any(table.labels != tables[0].labels for table in tables):
+        return None
+    counts = [
+        [sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*(t.counts for t in tables), strict=True)
+    ]
+    return Confusion(tables[0].labels, counts)
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -137,9 +191,9 @@ def _spelled(value: Any) -> str:
         case bool():
             return str(value).lower()
         case list():
-            return clean(f"[{','.join(map(_spelled, value))}]")
+            return clean(f"[{','.join(map(_spelled, value))}]", LONGEST_TEXT)
         case _:
-            return clean(str(value))
+            return clean(str(value), LONGEST_TEXT)  # the end of a path or of a list tells data sets apart
 
 
 # result.json ----------------------------------------------------------------------------------------------------------
@@ -171,6 +225,8 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     for split in ("test", "val"):
         result["metrics"][f"{split}/{result['monitor']}"]  # a KeyError that names it
     result["slices"] = {clean(name): _parts(name, parts) for name, parts in _mapping("slices", data["slices"]).items()}
+    scored = data.get("slice_score")  # which older runs do not have
+    result["slice_score"] = result["monitor"] if scored is None else _name("slice_score", scored)
     result["git_sha"] = None if data["git_sha"] is None else _name("git_sha", data["git_sha"])
     for key in ("versions", "host"):
         result[key] = {clean(str(k)): clean(str(v)) for k, v in _mapping(key, data[key]).items() if v is not None}

@@ -1,17 +1,24 @@
 """The tables of a report: runs that differ in their seed alone are one row, rows stand by task and fall by score."""
 
 import math
-import shlex
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from tsla.evaluation.runs import Confusion, Run, clean
+from tsla.evaluation.runs import Confusion, Run, Unfinished, clean, confusion_of, numbered, unfinished
 
 # Options that name a run or say where it lies; runs that differ in these alone are the same experiment.
 NOT_THE_CONFIG = ("seed", "run_dir", "data_dir", "experiment", "dry_run", "logger.")
+NOT_THE_DATA = ("task.name", "task.seed", "task.max_length", "task.slices")  # the other task options make a data set
+SHORTENED = ("mixer.", "model.", "optim.", "trainer.")  # groups whose name a label can do without
 MOST_VALUES = 40  # rows of a slice table
+FIRST = ("task.path", "task.label")  # in a title
+MOST_TOLD = 6  # values of an option in a note
+
+Options = tuple[tuple[str, str], ...]
+Key = tuple[str, str, Options]  # task, monitor, and the options of the data: what has a table of its own
 
 
 class Spread(NamedTuple):
@@ -28,13 +35,15 @@ class Group(NamedTuple):
     """Runs of one config, over seeds: one row of a table.
 
     runs: finished ones, by seed.
-    variant: the options in which it differs from the other groups of its task and mixer, ``key=value ...``.
+    variant: the options in which the groups of one mixer differ, ``key=value ...``, told by all rows of a table.
+    label: mixer and variant in few words, different from the other groups of the table.
     score, val: test score of the best checkpoint, and its score on validation (the best of the run).
     tokens_per_second, minutes: medians; peak_memory_bytes and steps: the largest.
     """
 
     mixer: str
     variant: str
+    label: str
     runs: list[Run]
     score: Spread
     val: float
@@ -44,11 +53,6 @@ class Group(NamedTuple):
     state_bytes: int
     steps: int
     minutes: float
-
-    @property
-    def label(self) -> str:
-        """Mixer and variant."""
-        return f"{self.mixer} {self.variant}".strip()
 
     @property
     def commands(self) -> list[str]:
@@ -62,12 +66,15 @@ class Group(NamedTuple):
 
 
 class SliceTable(NamedTuple):
-    """Scores by the values of one slice: a row for each of `values`, a column for each group of the task."""
+    """Scores by the values of one slice: a row for each of `values`, a column for each group of the task.
+
+    items: how many there are, a range where the test splits of the runs differ.
+    """
 
     name: str
     heading: str
     values: list[str]
-    items: list[int]
+    items: list[str]
     scores: list[list[float | None]]
 
     @property
@@ -77,16 +84,20 @@ class SliceTable(NamedTuple):
 
 
 class TaskTable(NamedTuple):
-    """All that was measured on one task.
+    """All that was measured on one task and data set.
 
+    title: the name of the task; where several tables share it, with what tells their data apart.
+    data: then all options of the task in which these tables differ, ``key=value ...``.
     groups: by falling score, NaN last.
     references: scores of trivial rules, by falling score; a name has several where its runs tell several.
-    differing: options beside the mixer's own that differ from one mixer to the next, as ``key: mixer value, ...``.
+    differing: options beside the mixer's own, and steps, that are not the same in all groups.
     best: the run of the best validation score, whose confusion matrix is shown if it has one.
     setups: machine and versions of the runs, and their commits; speeds compare within one setup only.
     """
 
     task: str
+    title: str
+    data: str
     monitor: str
     groups: list[Group]
     references: list[tuple[str, float]]
@@ -96,19 +107,6 @@ class TaskTable(NamedTuple):
     confusion: Confusion | None
     setups: list[str]
     commits: list[str]
-
-
-class Unfinished(NamedTuple):
-    """A run without a result: `step` is its latest, `val` its latest validation ``name value``."""
-
-    path: str
-    task: str
-    mixer: str
-    seed: str
-    step: int
-    of_steps: str
-    val: str
-    command: str
 
 
 class Tables(NamedTuple):
@@ -127,52 +125,29 @@ class Tables(NamedTuple):
         return line + (f"; {len(self.unfinished)} without a result" if self.unfinished else "")
 
 
-class OverviewRow(NamedTuple):
-    """A mixer's scores on all tasks; `best` tells the highest of each task."""
-
-    mixer: str
-    cells: list[str]
-    best: list[bool]
-
-
 def make_tables(runs: Sequence[Run]) -> Tables:
     """Group `runs` into the tables of a report."""
-    by_task: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    unfinished = []
+    by_data: dict[Key, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.result is None:
-            unfinished.append(_unfinished(run))
-        else:
-            by_task[run.result["task"], run.result["monitor"]].append(run)
-    return Tables([_task_table(*key, by_task[key]) for key in sorted(by_task)], sorted(unfinished))
-
-
-def overview(tables: Sequence[TaskTable]) -> tuple[list[str], list[OverviewRow]]:
-    """Headings of tasks, and each mixer's score on them: of several variants, the one best on validation."""
-    chosen: dict[str, list[Group | None]] = {}
-    for mixer in sorted({group.mixer for table in tables for group in table.groups}):
-        own = [[group for group in table.groups if group.mixer == mixer] for table in tables]
-        chosen[mixer] = [min(groups, key=lambda g: _falling(g.val), default=None) for groups in own]
-    tops = [
-        max((g.score.mean for g in column if g and not math.isnan(g.score.mean)), default=math.nan)
-        for column in zip(*chosen.values(), strict=True)
-    ]
-    rows = [
-        OverviewRow(
-            mixer,
-            [str(group.score) if group else "" for group in groups],
-            [group is not None and group.score.mean == top for group, top in zip(groups, tops, strict=True)],
-        )
-        for mixer, groups in chosen.items()
-    ]
-    return [f"{table.task} ({table.monitor})" for table in tables], rows
+        if run.result:
+            data = {key: value for key, value in run.config.items() if key.startswith("task.")}
+            told = tuple(sorted((key, value) for key, value in data.items() if key not in NOT_THE_DATA))
+            by_data[run.result["task"], run.result["monitor"], told].append(run)
+    keys = sorted(by_data)
+    titles = zip(keys, numbered([_title(key, keys) for key in keys], 160), strict=True)
+    return Tables(
+        [_task_table(key, title, _data(key, keys), by_data[key]) for key, title in titles],
+        sorted(unfinished(run) for run in runs if run.result is None),
+    )
 
 
 def notes_of(table: TaskTable) -> list[str]:
     """What a reader should know of the main table: how it was made, and what in it does not compare."""
     notes = ["Scores are of the checkpoint best on validation, mean ± sample standard deviation over seeds."]
     if table.differing:
-        notes.append(f"Mixers differ in more than themselves: {' | '.join(table.differing)}.")
+        notes.append(f"Unequal runs: rows differ in more than the mixer. {' | '.join(table.differing)}.")
+    if table.data:
+        notes.append(f"Data of this table: {table.data}.")
     commits = [sha.rstrip("+")[:10] + "+" * sha.endswith("+") for sha in table.commits]
     notes.append(f"Made on {'; '.join(table.setups)}. Commit {', '.join(commits)}.")
     if len(table.setups) > 1:
@@ -207,7 +182,7 @@ def rows_of(table: TaskTable) -> list[tuple[list[str], Group | None]]:
     rows += [
         (score, [f"{name} (reference)", *blank, f"{score:.3f}", *[""] * 7], None) for name, score in table.references
     ]
-    return [row[1:] for row in sorted(rows, key=lambda row: _falling(row[0]))]
+    return [row[1:] for row in sorted(rows, key=lambda row: falling(row[0]))]
 
 
 def _numbers(group: Group) -> list[str]:
@@ -219,41 +194,81 @@ def _numbers(group: Group) -> list[str]:
     ]  # fmt: skip
 
 
+# What tables are called ----------------------------------------------------------------------------------------------
+
+
+def _title(key: Key, keys: Sequence[Key]) -> str:
+    """The task, and where others of `keys` have the same, as few options as tell them apart, path and label first."""
+    task, monitor, data = key
+    others = [(other[1], dict(other[2])) for other in keys if other[0] == task]
+    if len(others) == 1:
+        return task
+    told: list[str] = []
+    differing = _unlike([options for _, options in others])
+    for name in sorted(differing, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
+        apart = [len({(m, *map(o.get, names)) for m, o in others}) for names in (told, [*told, name])]
+        if name in FIRST or apart[0] < apart[1]:
+            told.append(name)
+    parts = [_part(name, dict(data).get(name), {o.get(name) for _, o in others}) for name in told]
+    return f"{task}: {', '.join(parts)} ({monitor})" if parts else f"{task} ({monitor})"
+
+
+def _part(key: str, value: str | None, values: set[str | None]) -> str:
+    """An option in a title; of a path as much of its end as differs from those of the others."""
+    name = key.removeprefix("task.")
+    if value is None or value == "null":
+        return f"{name} absent" if value is None else f"no {name}"
+    if name == "path":
+        ends: dict[str, str] = {}
+        for parts in range(1, 10):
+            ends = {path: "/".join(path.rstrip("/").split("/")[-parts:]) for path in filter(None, values)}
+            if len(set(ends.values())) == len(ends):
+                break
+        return clean(ends[value])
+    single = re.fullmatch(r"\[([^,]*)\]", value)
+    return clean(f"{name} {single[1] if single else value}", 40)
+
+
+def _data(key: Key, keys: Sequence[Key]) -> str:
+    """All options of the data in which the tables of one task differ."""
+    differing = _unlike([dict(options) for task, _, options in keys if task == key[0]])
+    return clean(" ".join(f"{name}={dict(key[2]).get(name, 'absent')}" for name in differing), 1000)
+
+
 # One task -------------------------------------------------------------------------------------------------------------
 
 
-def _task_table(task: str, monitor: str, runs: list[Run]) -> TaskTable:
-    sets: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = defaultdict(list)
+def _task_table(key: Key, title: str, data: str, runs: list[Run]) -> TaskTable:
+    task, monitor, _ = key
+    sets: dict[tuple[str, Options], list[Run]] = defaultdict(list)
     for run in runs:
-        options = {key: value for key, value in run.config.items() if not key.startswith(NOT_THE_CONFIG)}
-        sets[_result(run, "mixer"), tuple(sorted(options.items()))].append(run)
-    by_mixer: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for mixer, options_of in sets:
-        by_mixer[mixer].append(dict(options_of))
+        sets[_result(run, "mixer"), tuple(sorted(_options(run).items()))].append(run)
+    names = _names([mixer for mixer, _ in sets], [dict(options) for _, options in sets])
     groups = [
-        _group(mixer, _variant(dict(options_of), by_mixer[mixer]), monitor, members)
-        for (mixer, options_of), members in sets.items()
+        _group(mixer, variant, label, monitor, members)
+        for ((mixer, _), members), variant, label in zip(sets.items(), *names, strict=True)
     ]
-    groups.sort(key=lambda group: (_falling(group.score.mean), group.label))
+    groups.sort(key=lambda group: (falling(group.score.mean), group.label))
     told = [(name, value) for run in runs for name, value in _result(run, "references").items()]
     references = {(name, f"{value:.3f}"): (name, value) for name, value in told}  # once, if they look the same
-    best = min(groups, key=lambda group: _falling(group.val))
-    shown = [run.confusion for run in best.runs if run.confusion]
+    best = min(groups, key=lambda group: falling(group.val))
     return TaskTable(
         task=task,
+        title=title,
+        data=data,
         monitor=monitor,
         groups=groups,
-        references=sorted(references.values(), key=lambda row: (_falling(row[1]), row[0])),
-        slices=_slices(groups, monitor),
-        differing=_differing(by_mixer),
+        references=sorted(references.values(), key=lambda row: (falling(row[1]), row[0])),
+        slices=_slices(groups),
+        differing=differing_of(groups),
         best=best,
-        confusion=_sum(shown),
+        confusion=confusion_of(best.runs),
         setups=sorted({_setup(run) for run in runs}),
         commits=sorted({_result(run, "git_sha") or "unknown" for run in runs}),
     )
 
 
-def _group(mixer: str, variant: str, monitor: str, runs: list[Run]) -> Group:
+def _group(mixer: str, variant: str, label: str, monitor: str, runs: list[Run]) -> Group:
     runs = sorted(runs, key=lambda run: (_result(run, "seed"), str(run.path)))
 
     def all_of(key: str) -> list[float]:
@@ -262,6 +277,7 @@ def _group(mixer: str, variant: str, monitor: str, runs: list[Run]) -> Group:
     return Group(
         mixer=mixer,
         variant=variant,
+        label=label,
         runs=runs,
         score=spread([_result(run, "metrics")[f"test/{monitor}"] for run in runs]),
         val=spread([_result(run, "metrics")[f"val/{monitor}"] for run in runs]).mean,
@@ -282,55 +298,75 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, math.sqrt(sum((value - mean) * (value - mean) for value in values) / (len(values) - 1)))
 
 
-def _variant(options: Mapping[str, str], others: list[dict[str, str]]) -> str:
-    """The options that are not the same in all groups of a task and mixer, without a group's name where that is all."""
-    keys = sorted({key for other in others for key in other})
-    told = [key for key in keys if len({other.get(key) for other in others}) > 1]
-    return clean(" ".join(f"{key}={options.get(key, 'absent')}" for key in told), 200)
+def _names(mixers: Sequence[str], configs: Sequence[Mapping[str, str]]) -> tuple[list[str], list[str]]:
+    """The variant and the label of each row: the options that are not the same for all rows of some one mixer.
+
+    An option that tells the rows of one mixer apart stands by all rows, but for the mixer options that a mixer lacks.
+    """
+    own = {mixer: [config for name, config in zip(mixers, configs, strict=True) if name == mixer] for mixer in mixers}
+    keys = sorted({key for rows in own.values() for key in _unlike(rows)})
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    variants, labels = [], []
+    for mixer, config in zip(mixers, configs, strict=True):
+        told = [key for key in keys if not key.startswith("mixer.") or any(key in row for row in own[mixer])]
+        values = {key: clean(config.get(key, "absent")) for key in told}
+        variants.append(" ".join([mixer, *(f"{key}={value}" for key, value in values.items())]))
+        short = {key: key.rpartition(".")[2] for key in told if key.startswith(SHORTENED) and key[-5:] != ".name"}
+        names = {key: short[key] if key in short and last[short[key]] == 1 else key for key in told}
+        labels.append(", ".join([mixer, *(f"{names[key]}={value}" for key, value in values.items())]))
+    variants = [text[len(mixer) :].strip() for mixer, text in zip(mixers, numbered(variants, 280), strict=True)]
+    return variants, numbered(labels, 280)
 
 
-def _differing(by_mixer: Mapping[str, list[dict[str, str]]]) -> list[str]:
-    """Options, the mixer's own aside, that each mixer has one value of, but not all mixers the same."""
-    keys = sorted({key for configs in by_mixer.values() for config in configs for key in config})
+def _unlike(configs: Sequence[Mapping[str, str]]) -> list[str]:
+    """The options that are not the same in all `configs`."""
+    keys = sorted({key for config in configs for key in config})
+    return [key for key in keys if len({config.get(key) for config in configs}) > 1]
+
+
+def differing_of(groups: Sequence[Group]) -> list[str]:
+    """The mixer's own options aside, what is not the same in all `groups`, as ``key: value (mixer, ...); ...``."""
+    configs = [_options(group.runs[0]) for group in groups]
+    one = len({group.mixer for group in groups}) == 1
     out = []
-    for key in keys:
-        values = {mixer: {config.get(key, "absent") for config in configs} for mixer, configs in by_mixer.items()}
-        one_each = all(len(own) == 1 for own in values.values())  # else the variants tell
-        if one_each and not key.startswith("mixer.") and len(set().union(*values.values())) > 1:
-            mixers: dict[str, list[str]] = defaultdict(list)
-            for mixer, (value,) in values.items():
-                mixers[value].append(mixer)
-            out.append(f"{key}: " + "; ".join(f"{value} ({', '.join(sorted(own))})" for value, own in mixers.items()))
-    return out
+    for key in _unlike(configs):
+        mixers: dict[str, dict[str, None]] = defaultdict(dict)
+        for group, config in zip(groups, configs, strict=True):
+            mixers[config.get(key, "absent")][group.mixer] = None
+        told = [clean(value, 40) + f" ({', '.join(sorted(own))})" * (not one) for value, own in mixers.items()]
+        if not key.startswith("mixer."):
+            out.append(f"{key}: " + ("; ".join(told) if len(told) <= MOST_TOLD else f"{len(told)} values"))
+    low, high = min(group.steps for group in groups), max(group.steps for group in groups)
+    return out + [f"steps made: {low:,} to {high:,}"] * (low < high)
 
 
-def _slices(groups: Sequence[Group], monitor: str) -> list[SliceTable]:
+def _slices(groups: Sequence[Group]) -> list[SliceTable]:
     """Tables of the slices that have several values, each value's score a mean over seeds."""
-    names = dict.fromkeys(name for group in groups for run in group.runs for name in _result(run, "slices"))
+    runs = [run for group in groups for run in group.runs]
     tables = []
-    for name in names:
-        items: dict[str, int] = {}
+    for name in dict.fromkeys(name for run in runs for name in _result(run, "slices")):
+        scored = sorted({_result(run, "slice_score") for run in runs if name in _result(run, "slices")})
+        items: dict[str, set[int]] = defaultdict(set)
         columns: list[dict[str, list[float]]] = []
         for group in groups:
             columns.append(defaultdict(list))
             for part in (part for run in group.runs for part in _result(run, "slices").get(name, [])):
-                items[part["value"]] = max(part["items"], items.get(part["value"], 0))
+                items[part["value"]].add(part["items"])
                 columns[-1][part["value"]].append(part["score"])
         if 1 < len(items) <= MOST_VALUES:
-            heading = "mean absolute error" if monitor == "r2" else f"test {monitor}"  # numbers are not right or wrong
-            scores = [[spread(column[value]).mean if column[value] else None for column in columns] for value in items]
-            tables.append(SliceTable(name, heading, list(items), list(items.values()), scores))
+            values = _in_order(items)
+            counts = ["-".join(f"{count:,}" for count in sorted({min(items[v]), max(items[v])})) for v in values]
+            scores = [[spread(column[value]).mean if column[value] else None for column in columns] for value in values]
+            tables.append(SliceTable(name, f"test {' or '.join(scored)}", values, counts, scores))
     return tables
 
 
-def _sum(tables: Sequence[Confusion]) -> Confusion | None:
-    """The counts of all seeds together; None if there are none, or of different classes."""
-    if not tables or any(table.labels != tables[0].labels for table in tables):
-        return None
-    counts = [
-        [sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*(t.counts for t in tables), strict=True)
-    ]
-    return Confusion(tables[0].labels, counts)
+def _in_order(values: Iterable[str]) -> list[str]:
+    """By the number that each begins with, as 4, 16-31; by letters if one begins with none."""
+    numbers = {value: re.match(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?", value) for value in values}
+    if all(numbers.values()):
+        return sorted(numbers, key=lambda value: (float(numbers[value][0]), value))  # type: ignore[index]
+    return sorted(numbers)
 
 
 def _setup(run: Run) -> str:
@@ -339,20 +375,9 @@ def _setup(run: Run) -> str:
     return f"{where}, torch {versions.get('torch', '?')}, tsla {versions.get('tsla', '?')}"
 
 
-def _unfinished(run: Run) -> Unfinished:
-    scores = {name: curve for name, curve in run.metrics.items() if name.startswith("val/") and name != "val/loss"}
-    name, curve = next(iter(scores.items()), ("", None))
-    path = clean(str(run.path), 4000)
-    return Unfinished(
-        path=path,
-        task=run.config["task.name"],
-        mixer=run.config["mixer.name"],
-        seed=run.config.get("seed", "?"),
-        step=max((curve.steps[-1] for curve in run.metrics.values()), default=0),
-        of_steps=run.config.get("trainer.max_steps", "null").replace("null", "?"),
-        val=f"{name} {curve.values[-1]:.3f}" if curve else "none yet",
-        command=shlex.join(["tsla", "train", f"resume={path}"]),
-    )
+def _options(run: Run) -> dict[str, str]:
+    """What makes the run's experiment."""
+    return {key: value for key, value in run.config.items() if not key.startswith(NOT_THE_CONFIG)}
 
 
 def _result(run: Run, key: str) -> Any:
@@ -360,6 +385,6 @@ def _result(run: Run, key: str) -> Any:
     return run.result[key]
 
 
-def _falling(score: float) -> tuple[bool, float]:
+def falling(score: float) -> tuple[bool, float]:
     """Sorting key: falling, NaN last."""
     return (math.isnan(score), 0.0 if math.isnan(score) else -score)

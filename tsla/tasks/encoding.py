@@ -1,6 +1,7 @@
 """From one raw input, such as a cell of a table, to a row of a task; and from a row back to what people read."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from tsla.tasks.listops_grammar import evaluate, to_text
 
 Array = NDArray[Any]
 SHOWN = 40  # characters of a wrong value that an error tells
+COMMA_WITHIN = re.compile(r",(?!\s)|(?<=\s),")  # one that is not followed, as in a list, by a space
 
 
 def encode(spec: TaskSpec, value: object, *, max_length: int | None = None) -> Array:
@@ -25,7 +27,7 @@ def encode(spec: TaskSpec, value: object, *, max_length: int | None = None) -> A
     ``tokens``   a list of whole numbers from 0 to ``vocab_size - 2``, or     each + 1: ``(n,)`` int64
                  a text of them between spaces or commas
     ``listops``  a text such as ``[MAX 4 [MIN 2 9 ] ]``                       ids of its tokens: ``(n,)`` uint8
-    ``series``   a list of numbers (one channel), a list of lists (steps      ``(n, channels)`` float32
+    ``series``   a list of numbers (one channel), a list of lists (steps      ``(n, channels)`` float64
                  by channels), or a text of them: channels between spaces
                  or commas, steps between semicolons or on lines
     ===========  ===========================================================  ======================================
@@ -70,11 +72,16 @@ def decode(spec: TaskSpec, row: Array) -> str:
 def numbers(value: object) -> list[float]:
     """The real numbers of a regression target: one, a list, or a text of one or more.
 
+    A text of several has them in square brackets, or between spaces or semicolons: ``1,118`` is often one number.
+
     Raises:
         ValueError: anything else, and numbers that are not finite in float32.
     """
     single = isinstance(value, int | float) and not isinstance(value, bool)
     found = _real([value] if single else value)
+    if isinstance(value, str) and not value.strip().startswith("[") and COMMA_WITHIN.search(value.strip()):
+        raise ValueError(f"value ({shorten(value)}) has a comma, which may stand within a number: write one number as "
+                         "1118 or 3.5, and several as [1, 118]")  # fmt: skip
     if not found.size or found.shape[1] != 1:
         raise ValueError(f"value ({shorten(value)}) must be one number, or a list of numbers")
     return found[:, 0].tolist()
@@ -146,8 +153,8 @@ def _series(spec: TaskSpec, value: object) -> Array:
     return series
 
 
-def _real(value: object) -> NDArray[np.float32]:
-    """Finite numbers as ``(steps, channels)``."""
+def _real(value: object) -> NDArray[np.float64]:
+    """Numbers that are finite in float32 too, as ``(steps, channels)``, not rounded to it: see `Task`."""
     given = value
     if isinstance(value, str):
         value = _parse_series(value)
@@ -155,10 +162,11 @@ def _real(value: object) -> NDArray[np.float32]:
     if found is None or found.ndim not in (1, 2) or (found.dtype.kind not in "iuf" and found.size):
         told = "a list of numbers, or of lists of one length"
         raise ValueError(f"value ({shorten(given)}) must be {told}, got {_kind(value)}")
+    series = found.astype(np.float64)
     with np.errstate(over="ignore"):
-        series = found.astype(np.float32)
-    if not np.isfinite(series).all():
-        wrong = found[~np.isfinite(series)][0]
+        finite = np.isfinite(series.astype(np.float32))
+    if not finite.all():
+        wrong = found[~finite][0]
         raise ValueError(f"number ({wrong}) in {shorten(given)} must be finite, and below 3.4e38")
     return series.reshape(-1, 1) if series.ndim == 1 else series
 

@@ -1,5 +1,6 @@
 """Your own data: rows of CSV, JSONL or Parquet files, of folders of texts, of saved data sets or of the Hub."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from tsla.tasks.targets import Targets, make_targets, moments, parse_cells
 
 Array = NDArray[Any]
 
-VERSION = 1  # of the folders: raised with any change to them, so that no stale one is read
+VERSION = 2  # of the folders: raised with any change to them, so that no stale one is read
 TOKENS = 1_000_000  # ids of a vocabulary; an embedding of more would be most of a model
 CHUNK = 2**27  # numbers of rows that are written together: list offsets have 31 bits
 SLICES_SHOWN = 100  # values of a slice that are no numbers
@@ -113,9 +114,14 @@ class Files:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Rows of each split, rows cut short, inputs that stand in two splits, references, and where it came from."""
+        """Rows of each split, rows cut short, inputs that stand in two splits, references, fingerprint and source."""
         manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
         return manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of what the splits hold: inputs, targets and their names, in order; not of where it came from."""
+        return str(self.manifest["fingerprint"])
 
     @cached_property
     def folder(self) -> Path:
@@ -145,6 +151,7 @@ class Files:
             "truncated": self._truncated,
             "duplicates": _duplicates(raw.inputs, splits),
             "references": _references(targets, splits, self.target),
+            "fingerprint": _fingerprint(raw.inputs, targets, splits),
         }
         (folder / "spec.json").write_text(json.dumps(spec._asdict(), indent=2) + "\n")
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -233,7 +240,7 @@ def _store(raw: Raw, targets: Targets, rows: NDArray[np.int64], spec: TaskSpec, 
     """One split as an Arrow data set."""
     lengths = np.array([raw.inputs[row].size for row in rows])
     series = spec.channels is not None
-    kind = np.dtype(np.float32) if series else np.min_scalar_type((spec.vocab_size or 0) - 1)
+    kind = np.dtype(np.float64) if series else np.min_scalar_type((spec.vocab_size or 0) - 1)
     if spec.inputs == "bytes":  # UTF-8 never has the byte 255, whose id alone needs a second byte
         kind = np.min_scalar_type(max(int(row.max()) for row in raw.inputs))
     parts = []
@@ -283,6 +290,18 @@ def _slice(name: str, cells: list[Any]) -> list[Any]:
         raise ValueError(f"slices: column {name!r} has {count} values, such as {shorten(texts[0])}: a slice has "
                          f"{SLICES_SHOWN} at most, or whole numbers")  # fmt: skip
     return texts
+
+
+def _fingerprint(inputs: list[Array], targets: Targets, splits: dict[str, NDArray[np.int64]]) -> str:
+    """Hex sha256 of the rows of each split, in order; counts and lengths keep what stands side by side apart."""
+    digest = hashlib.sha256(json.dumps([targets.names, targets.values.shape[1:], inputs[0].shape[1:]]).encode())
+    for split in SPLITS:
+        rows = splits[split]
+        digest.update(np.array([len(rows), *(len(inputs[row]) for row in rows)], dtype=np.int64).tobytes())
+        for row in rows:
+            digest.update(inputs[row].tobytes())
+        digest.update(targets.values[rows].tobytes())
+    return digest.hexdigest()
 
 
 # --- what is known without a model ------------------------------------------------------------------------------------

@@ -41,10 +41,14 @@ def guess(path: Path | str) -> str:
         table.add_column(heading)
     for name, values in cells.items():
         sample = [str(value) for value in values[:SAMPLE]]
-        table.add_row(Text(repr(name)), kinds[name], f"{len(set(sample))} of {len(sample)}", Text(shorten(values[0])))
+        first = values[0].decode() if kinds[name] == "texts" and isinstance(values[0], bytes) else values[0]
+        table.add_row(Text(repr(name)), kinds[name], f"{len(set(sample))} of {len(sample)}", Text(shorten(first)))
     told = ", ".join(f"{split} {count:,} rows" if split else f"{count:,} rows" for split, count in rows.items())
     options = suggest(cells, splits=list(found) != [""])
     lines: list[RenderableType] = [Text(f"{path}: {told}"), "", table, ""]
+    if len(cells) == 1:
+        told = f"there is only one column ({next(iter(cells))!r}): a label column is missing; to predict it:"
+        return render([*lines, Text(told), Text(f"  {shlex.join(['tsla', 'predict', 'RUN_DIR', str(path)])}")])
     if options is None:
         return render([*lines, "there is no column to learn and one to learn from: two are needed"])
     given = [argument(*pair) for pair in options.items()]
@@ -110,7 +114,17 @@ def kind_of(values: list[Any]) -> str:
         return _kind_of_lists(values)
     if kinds <= {str}:
         return _kind_of_texts(values)
-    return "bytes" if kinds <= {bytes} else "a mix" if len(kinds) > 1 else kinds.pop().__name__
+    if kinds <= {bytes}:
+        return "texts" if all(map(_is_text, values)) else "bytes"
+    return "a mix" if len(kinds) > 1 else kinds.pop().__name__
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _kind_of_lists(values: list[Any]) -> str:

@@ -57,9 +57,10 @@ def read(path: str, *, revision: str | None = None, scratch: Path) -> dict[str, 
 
 def sources(path: str) -> dict[str, list[int]]:
     """Size and time of change of every file that `read` would look at; nothing for what is not on this disk."""
-    local = Path(path).expanduser()
-    files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
-    stats = {str(file.resolve()): file.stat() for file in files}
+    local = Path(os.path.realpath(Path(path).expanduser()))
+    levels = ("*", "*/*", "*/*/*")  # and not rglob, which leaves out what is behind a link to a folder
+    found = [file for level in levels for file in local.glob(level) if file.is_file()]
+    stats = {str(file): file.stat() for file in ([local] if local.is_file() else sorted(found))}
     return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
 
@@ -233,7 +234,7 @@ def _texts(folder: Path) -> Columns:
     texts: list[Any] = []
     labels: list[Any] = []
     for child in _folders(folder):
-        files = sorted(child.glob("*.txt"))
+        files = sorted(file for file in child.glob("*.txt") if file.is_file())  # and no folder or link to nowhere
         if not files:
             raise ValueError(f"{child} holds no .txt files; every folder in {folder} must be a class")
         texts += [file.read_bytes().removeprefix(b"\xef\xbb\xbf") for file in files]

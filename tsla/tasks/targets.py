@@ -11,11 +11,12 @@ from tsla.tasks.encoding import numbers, shorten
 from tsla.tasks.tables import each
 
 Array = NDArray[Any]
+CONSTANT = 1e-9  # a deviation that is less of the mean is mostly rounding, which also makes one of what has none
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
 
 class Targets(NamedTuple):
-    """The targets of all rows: classes ``(rows,)`` int64, labels ``(rows, outputs)`` uint8, numbers float32."""
+    """The targets of all rows: classes ``(rows,)`` int64, labels ``(rows, outputs)`` uint8, numbers float64."""
 
     values: Array
     names: tuple[str, ...]
@@ -67,10 +68,10 @@ def make_targets(
 
 
 def moments(values: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each column of ``(n, columns)``; 1 for one that is constant."""
-    exact = values.astype(np.float64)
+    """Mean and standard deviation of each column of ``(n, columns)``; 1 for one that is constant, or nearly so."""
+    exact = values.astype(np.float64, copy=False)
     mean, std = exact.mean(0), exact.std(0)
-    varies = (values.min(0) < values.max(0)) & (std > 0)  # rounding makes a deviation of what has none
+    varies = std > CONSTANT * np.abs(mean)
     return tuple(mean.tolist()), tuple(np.where(varies, std, 1.0).tolist())
 
 
@@ -163,7 +164,7 @@ def _numbers(cells: Sequence[list[float]], splits: dict[str, NDArray[np.int64]],
     for split in ("val", "test"):
         if len(splits[split]) < 2:
             raise ValueError(f"the {split} split has {len(splits[split])} row: r2 needs at least 2")
-    values = np.array(cells, dtype=np.float32)
+    values = np.array(cells, dtype=np.float64)
     mean, std = moments(values[splits["train"]])
     names = tuple(columns) if len(columns) == width else ()
     return Targets(values, names, mean, std)

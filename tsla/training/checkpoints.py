@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from tsla.training.average import WeightAverage
+from tsla.training.objective import plain
 
 
 class CrashSafeIO(TorchCheckpointIO):
@@ -31,6 +32,8 @@ class CrashSafeIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
+        except RuntimeError as error:  # torch's zip writer, after a disk that said no
+            raise OSError(f"cannot write {target}: {error.__context__ or error}") from error
         finally:
             part.unlink(missing_ok=True)
         folder = os.open(target.parent, os.O_RDONLY)
@@ -124,6 +127,7 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
+        self.check_best()
         self._stop_if_stale(trainer)
         for left in self.last.parent.glob("*.part") if trainer.is_global_zero else ():  # by a kill during a save
             left.unlink()
@@ -135,8 +139,9 @@ class Checkpoints(L.Callback):
             self._save_when_due(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = float(trainer.callback_metrics[self.monitor])
-        score = -math.inf if math.isnan(score) else score
+        score = plain(trainer.callback_metrics[self.monitor])
+        if not math.isfinite(score) or not math.isfinite(float(trainer.callback_metrics["val/loss"])):
+            score = -math.inf  # whatever the score makes of outputs that are no numbers
         self.stale += 1
         if score > self.best_score or self.best_step < 0:
             self.best_score, self.best_step, self.stale = score, trainer.global_step, 0
@@ -144,15 +149,24 @@ class Checkpoints(L.Callback):
         self._stop_if_stale(trainer)
         self._save_when_due(trainer)
 
+    def check_best(self) -> None:
+        """Forget the best if `best.ckpt` is not it: lost, or written after the state that a run went back to."""
+        try:
+            if self.best_step < 0 or read_checkpoint(self.best)["global_step"] == self.best_step:
+                return
+        except (OSError, ValueError, KeyError):
+            pass
+        self.best_score, self.best_step = -math.inf, -1
+
     def save_last(self, trainer: L.Trainer) -> None:
         """Write `last.ckpt` now; the one before stays as `previous.ckpt`."""
-        self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.next)
         if trainer.is_global_zero:
             if self.last.exists():
                 os.replace(self.last, self.previous)
             os.replace(self.next, self.last)
         trainer.strategy.barrier()
+        self.saved_step = trainer.global_step
 
     def _save_when_due(self, trainer: L.Trainer) -> None:
         if trainer.global_step % self.every == 0 and trainer.global_step > self.saved_step:

@@ -1,21 +1,24 @@
 """One training: the only place that makes a Lightning Trainer."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
 from tsla.tasks.loading import Loader
 from tsla.training.average import WeightAverage
-from tsla.training.checkpoints import Checkpoints, CrashSafeIO, latest_checkpoint, load_weights
+from tsla.training.checkpoints import Checkpoints, CrashSafeIO, load_weights
 from tsla.training.clock import Clock, Limits
 from tsla.training.guards import TrainingFailed, describe_out_of_memory, is_out_of_memory
 from tsla.training.module import Learner
@@ -24,9 +27,7 @@ from tsla.training.optim import OptimSettings
 from tsla.training.progress import ProgressBar
 from tsla.training.recorder import Recorder
 from tsla.training.run_dir import RunDir
-from tsla.training.stop import StopOnSignal
-
-Resume = Literal["no", "last", "any"]
+from tsla.training.stop import StopOnSignal, Stopped
 
 
 class FitSettings(NamedTuple):
@@ -66,7 +67,7 @@ class Fitted(NamedTuple):
 
 def fit(
     model: nn.Module, train: Loader, val: Loader, *, objective: Objective, optim: OptimSettings, settings: FitSettings,
-    run: RunDir, loggers: list[Logger], console: Console, seed: int, resume: Resume = "no",
+    run: RunDir, loggers: list[Logger], console: Console, seed: int, start: Path | None = None,
 ) -> Fitted:  # fmt: skip
     """Train `model` in place until the first limit, with metrics.csv and checkpoints in `run`.
 
@@ -80,15 +81,13 @@ def fit(
         loggers: beside metrics.csv.
         console: for the progress bar.
         seed: of dropout.
-        resume: ``"no"``; ``"last"``, go on from `last.ckpt`, or from the start if the run ended before it wrote one;
-            ``"any"``, the same, and from the checkpoint before if the last one is damaged.
+        start: a checkpoint of this run to go on from.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
         TrainingFailed: a loss or gradient that is not finite, before it reaches the weights; memory that ran out.
         ValueError: hardware that is not there, or a checkpoint that cannot be gone on with.
     """
-    start = latest_checkpoint(run.checkpoints, fall_back=resume == "any") if resume != "no" else None
     if start is not None:
         load_weights(model, start)  # Lightning does it again; this says what is wrong with a file that does not fit
     clock = Clock(settings.limits, -(-len(train) // settings.accumulate))
@@ -101,20 +100,21 @@ def fit(
         model, objective=objective, optim=optim, progress=clock.progress, seed=seed, compiled=settings.compile
     )
     bar = ProgressBar(clock, recorder, console, objective.monitor)
-    callbacks = [clock, recorder, average, checkpoints, StopOnSignal(checkpoints), bar]
-    with _quiet():
+    stop = StopOnSignal(checkpoints)
+    callbacks = [clock, recorder, average, checkpoints, stop, bar]
+    with _quiet(), stop.listening():
         trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         try:
             trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+            _end(trainer, module, val, recorder, checkpoints)
+            stop.stop_if_asked(trainer)
+        except SIGTERMException:  # Lightning's answer to a signal that came before ours could
+            raise Stopped(signal.SIGTERM, max(checkpoints.saved_step, 0)) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             told = trainer.global_step + 1, module.batch_shape, settings.batch_tokens, settings.accumulate
             raise TrainingFailed(describe_out_of_memory(*told)) from error
-        recorder.finish(trainer, module)
-        if recorder.validated_step != trainer.global_step:
-            trainer.validate(module, val, verbose=False, weights_only=True)
-        checkpoints.save_last(trainer)
     average.swap()
     return Fitted(
         steps=trainer.global_step,
@@ -125,6 +125,17 @@ def fit(
         device=trainer.strategy.root_device,
         is_main=trainer.is_global_zero,
     )
+
+
+def _end(trainer: L.Trainer, module: Learner, val: Loader, recorder: Recorder, checkpoints: Checkpoints) -> None:
+    """What a training has left to do after its last step: the last row, the last validation, the last checkpoint."""
+    if checkpoints.saved_step != trainer.global_step:
+        checkpoints.save_last(trainer)  # before the time that a validation takes
+    recorder.finish(trainer, module)
+    checkpoints.check_best()
+    if recorder.validated_step != trainer.global_step or checkpoints.best_step < 0:
+        trainer.validate(module, val, verbose=False, weights_only=True)
+    checkpoints.save_last(trainer)
 
 
 def pick_device(accelerator: str) -> torch.device:

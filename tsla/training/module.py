@@ -6,11 +6,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from tsla.tasks.loading import Batch
 from tsla.training.guards import TrainingFailed, describe_nonfinite
-from tsla.training.objective import Objective
+from tsla.training.objective import Objective, WeightedMean
 from tsla.training.optim import OptimSettings, make_optimizer, schedule
 
 
@@ -34,10 +34,8 @@ class Learner(L.LightningModule):
         self.model, self.objective, self.optim, self.progress, self.seed = model, objective, optim, progress, seed
         run: Any = model.run
         self.run = torch.compile(run, dynamic=True) if compiled else run
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()  # of training: since the last row of metrics.csv
+        self.train_loss, self.val_loss = WeightedMean(), WeightedMean()  # of training: since the last row
         self.train_scores, self.val_scores = objective.scores(training=True), objective.scores()
-        self.train_loss.persistent(True)  # so that the first row after a resume is the one it would have been
-        self.train_scores.persistent(True)
         self.batch_shape = (0, 0)  # rows and padded length of the batch in hand, for messages
         self.loss_sum: Tensor | float = 0.0  # of the batches of an optimiser step, to see whether it is finite
 
@@ -71,6 +69,25 @@ class Learner(L.LightningModule):
         self.log_dict(scores, logger=False, sync_dist=True)
         self.val_loss.reset()
         self.val_scores.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what training has counted since the last row of metrics.csv, in all processes together."""
+        checkpoint["since_row"] = [
+            {
+                name: self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
+                for name in metric._defaults
+            }
+            for metric in self._since_row()
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give it to the first process, so that the next row is the one it would have been; the others begin anew."""
+        for metric, counted in zip(self._since_row(), checkpoint["since_row"], strict=True):
+            for name, value in counted.items() if self.trainer.is_global_zero else ():
+                setattr(metric, name, value.to(self.device))
+
+    def _since_row(self) -> list[Metric]:
+        return [self.train_loss, *self.train_scores.values()]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -108,8 +108,10 @@ class Objective:
                 metrics.update(outputs, targets)
             case "labels":
                 metrics.update(outputs.sigmoid(), targets.long())
-            case "numbers":
-                metrics.update(self.in_units(outputs), self.in_units(targets))
+            case "numbers":  # r2 is the same in any unit, and sums of squares are exact only about 0
+                for name, metric in metrics.items():
+                    scale = self._std(outputs) if name == "mae" else 1.0
+                    metric.update((outputs * scale).float(), (targets * scale).float())
             case _:
                 metrics.update(row_means((outputs.argmax(-1) == targets).float(), answers.rows))
 
@@ -123,10 +125,49 @@ class Objective:
             case _:
                 return outputs.argmax(-1)
 
+    def item_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What slices are told by, for each item: right or not, the share of right labels, or the absolute error."""
+        match self.spec.target:
+            case "labels":
+                return ((outputs > 0) == targets.bool()).float().mean(1)
+            case "numbers":
+                return ((outputs - targets) * self._std(outputs)).abs().mean(1)
+            case _:
+                return (outputs.argmax(-1) == targets).float()
+
+    @property
+    def slice_score(self) -> str:
+        """What the mean of `item_scores` is called."""
+        return {"labels": "label accuracy", "numbers": "mean absolute error"}.get(self.spec.target, "accuracy")
+
     def in_units(self, standardised: Tensor) -> Tensor:
-        """Numbers in the unit of the target."""
-        mean, std = (standardised.new_tensor(x) for x in (self.spec.target_mean, self.spec.target_std))
-        return standardised * std + mean
+        """Numbers in the unit of the target, in float64: a mean far from 0 would leave float32 no digits."""
+        mean = torch.tensor(self.spec.target_mean, dtype=torch.float64, device=standardised.device)
+        return standardised.double() * self._std(standardised) + mean
+
+    def _std(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.spec.target_std, dtype=torch.float64, device=like.device)
+
+
+class WeightedMean(Metric):
+    """Mean of numbers by their weights, NaN if one is: torchmetrics' own drops them, or with them all weights."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: int) -> None:
+        """Count `value` as `weight` numbers."""
+        self.total = self.total + value * weight
+        self.weight = self.weight + weight
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.weight
 
 
 def plain(value: Tensor) -> float:

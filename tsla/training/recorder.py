@@ -20,10 +20,10 @@ class MetricsFile:
 
     Args:
         path: of the file; an existing one is gone on with.
-        last_step: rows after this step are dropped (they come again when a run resumes from an earlier checkpoint).
+        keep: its first rows so many, which a checkpoint knows; later ones come again. None for all.
     """
 
-    def __init__(self, path: Path, last_step: int | None = None) -> None:
+    def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
         self.columns = ["step", "epoch"]
         self.rows: list[dict[str, Any]] = []
@@ -33,7 +33,7 @@ class MetricsFile:
                 self.columns = list(reader.fieldnames or self.columns)
                 rows = [row for row in reader if (row.get("step") or "").isdigit() and len(row) == len(self.columns)]
                 rows = [row for row in rows if None not in row.values()]  # nor too long, nor cut short
-            self.rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+            self.rows = rows[:keep]
         self._rewrite()
 
     def append(self, row: dict[str, Any]) -> None:
@@ -72,6 +72,7 @@ class Recorder(L.Callback):
         self.validated_step = self.written_step = -1
         self.epoch = 0  # of the latest step: Lightning counts on before it validates for the last time
         self.latest: dict[str, float] = {}
+        self.rows = 0  # written so far
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,14 +82,14 @@ class Recorder(L.Callback):
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the row of the steps since the last full one; a resumed run may have no other left to write."""
         if self.file is None and trainer.is_global_zero:
-            self.file = MetricsFile(self.path, trainer.global_step)
+            self.file = MetricsFile(self.path, self.rows)
         if int(self.since_tokens):
             self._training_row(trainer, module, trainer.global_step)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written_step = trainer.global_step
         if trainer.is_global_zero:
-            self.file = MetricsFile(self.path, trainer.global_step)
+            self.file = MetricsFile(self.path, self.rows)
         self.mark = time.perf_counter()
 
     def on_train_batch_end(
@@ -113,6 +114,7 @@ class Recorder(L.Callback):
         state = {"tokens": self.tokens, "seconds": self.seconds, "since_seconds": self.since_seconds}
         return {
             **state, "since_tokens": int(self.since_tokens), "validated_step": self.validated_step, "epoch": self.epoch,
+            "rows": self.rows,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -139,6 +141,7 @@ class Recorder(L.Callback):
 
     def _write(self, trainer: L.Trainer, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)
+        self.rows += 1
         if self.file is not None:
             self.file.append({"step": step, "epoch": self.epoch, **metrics})
         for logger in trainer.loggers:

@@ -1,10 +1,13 @@
-"""The folder of a run: what lies where, and the facts about machine and code that its result names."""
+"""The folder of a run: what lies where, and the facts about machine and code that its result names.
+
+Imports no torch until it is asked for: a suite looks at folders only.
+"""
 
 import json
+import math
 import os
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-import torch
+UNTRAINED = {"config.yaml", "log.txt", ".lock", "data.sha256"}  # what a run has before it trains
 
 
 class RunDir(NamedTuple):
@@ -26,6 +29,11 @@ class RunDir(NamedTuple):
     def config(self) -> Path:
         """The whole config, written before anything else."""
         return self.path / "config.yaml"
+
+    @property
+    def fingerprint(self) -> Path:
+        """Of the data it was trained on, where they are not generated here."""
+        return self.path / "data.sha256"
 
     @property
     def metrics(self) -> Path:
@@ -72,30 +80,62 @@ def new_run_dir(path: str | None, experiment: str) -> RunDir:
     """Create the folder of a new run: `path`, or runs/<experiment>/<date-time-id>.
 
     Raises:
-        FileExistsError: if `path` holds something: a run is never overwritten.
+        FileExistsError: if `path` holds something: a run is never overwritten, unless it failed before it trained.
     """
     if path is None:
         made = Path("runs") / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"
     else:
         made = Path(path)
-        if made.exists() and (not made.is_dir() or any(made.iterdir())):
+        if made.exists() and (not made.is_dir() or {file.name for file in made.iterdir()} - UNTRAINED):
             raise FileExistsError(f"run_dir ({made}) exists: give another, or go on with it by resume={made}")
     made.mkdir(parents=True, exist_ok=True)
     return RunDir(made)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write `data` so that the file is whole or absent."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(part, path)
+    """Write `data` so that the file is whole or absent; numbers that are not finite, which JSON has not, as null."""
+    write_text(path, json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is whole or absent, whatever happens."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run directory has its result."""
+    try:
+        return isinstance(json.loads((run / "result.json").read_text()), dict)
+    except (OSError, ValueError):  # absent, or cut short
+        return False
+
+
+def _finite(data: Any) -> Any:
+    match data:
+        case dict() | Mapping():
+            return {key: _finite(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_finite(value) for value in data]
+        case float() if not math.isfinite(data):
+            return None
+        case _:
+            return data
 
 
 def provenance() -> dict[str, Any]:
-    """Command, code, versions and host of this process, for result.json."""
+    """Code, versions and host of this process, for result.json."""
+    import torch
+
     names = ("tsla", "torch", "lightning", "datasets", "numpy")
     return {
-        "command": shlex.join(["tsla", *sys.argv[1:]]),
         "git_sha": _git_sha(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "host": {
@@ -110,6 +150,8 @@ def provenance() -> dict[str, Any]:
 
 def peak_memory_bytes() -> int:
     """Most memory this process has held: on the GPU if torch uses one, else resident."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
