@@ -4,7 +4,16 @@ import oracle
 import torch
 from torch import Tensor
 
-from tsla.mixers import HeadMixer, HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers import (
+    HeadMixer,
+    HeadSplit,
+    Mixer,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    TaylorShiftAttention,
+    WindowAttention,
+)
 
 DIM, WINDOW = 16, 4
 OPTIONS = {
@@ -23,12 +32,19 @@ HEADS = {
     "taylor, direct": lambda dim, **x: TaylorAttention(dim, impl="direct", **x),
     "taylor, linear": lambda dim, **x: TaylorAttention(dim, impl="linear", **x),
     "taylor, order 4": lambda dim, **x: TaylorAttention(dim, **{"order": 4, "head_dim": 4} | x),
+    "taylor, centre": lambda dim, **x: TaylorAttention(dim, center="mean", **x),
+    "taylor, fixed decay": lambda dim, **x: TaylorAttention(dim, decay="fixed", **x),
+    "taylor, selective decay": lambda dim, **x: TaylorAttention(dim, decay="selective", center="mean", **x),
+    "taylorshift": TaylorShiftAttention,
+    "taylorshift, plain": lambda dim, **x: TaylorShiftAttention(
+        dim, a=0.7, b=-0.5, c=2.0, normalize=False, scale_output=False, **x
+    ),
     "softmax": SoftmaxAttention,
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
 }
 NAMES = ("none", "split", *HEADS)
-FULLY = ("taylor", "softmax", "window", "split")  # with every option; the others with none and with all
+FULLY = ("taylor", "taylorshift", "softmax", "window", "split")  # with every option; the others with none and with all
 WITH_OPTIONS = [("none", "plain")] + [
     (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
@@ -73,17 +89,33 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
         )
     if mixer.rotary:
         q, k = (turn(y, mask) for y in (q, k))
-    out = heads_of(mixer, q, k, v, mask)
+    out = heads_of(mixer, q, k, v, x, mask)
     if mixer.to_gate is not None:
         out = out / (1 + (-(x @ mixer.to_gate.weight.T + mixer.to_gate.bias)).exp()).transpose(1, 2)[..., None]
     out = out.transpose(1, 2).flatten(2)
     return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
 
 
-def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
     options = {"causal": mixer.causal, "key_mask": mask}
     if isinstance(mixer, TaylorAttention):
-        return oracle.dense(q, k, v, order=mixer.order, **options)[0]
+        rates = None
+        if mixer.decay is not None:
+            own = 0 if mixer.decay.weight is None else (x @ mixer.decay.weight.T).transpose(1, 2)
+            rates = -(1 + (-(own + mixer.decay.bias[:, None])).exp()).log().expand(x.shape[0], -1, x.shape[1])
+        return oracle.dense(q, k, v, order=mixer.order, log_decay=rates, center=mixer.center, **options)[0]
+    if isinstance(mixer, TaylorShiftAttention):
+        size = q.shape[-1] ** -0.5
+        if mixer.normalize:
+            size = 1.0
+            q, k = (y / y.square().sum(-1, keepdim=True).sqrt() for y in (q, k))
+        q = q * mixer.temperature[:, None, None]
+        out = oracle.dense(q, k, v, scale=size, coefficients=mixer.coefficients, **options)[0]
+        if mixer.scale_output:
+            real = torch.ones(k.shape[0], k.shape[2]).double() if mask is None else mask.double()
+            seen = torch.stack([real[:, : i + 1 if mixer.causal else None].sum(-1) for i in range(q.shape[2])], dim=-1)
+            out = out * (seen / q.shape[-1]).sqrt()[:, None, :, None]
+        return out
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)
     if q.shape[2] == k.shape[2]:

@@ -4,7 +4,7 @@
 the loops, for lengths at which loops take seconds. All are differentiable.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import factorial, inf
 
@@ -21,6 +21,13 @@ def taylor(score: Tensor, order: int | None) -> Tensor:
     return (
         score if order is None else sum((score**i / factorial(i) for i in range(1, order + 1)), torch.ones_like(score))
     )
+
+
+def polynomial(score: Tensor, order: int | None, coefficients: Sequence[float] | None) -> Tensor:
+    """`taylor`, or the sum of coefficients times powers."""
+    if coefficients is None:
+        return taylor(score, order)
+    return sum((c * score**p for p, c in enumerate(coefficients) if p), torch.full_like(score, coefficients[0]))
 
 
 def index_tuples(d: int, degree: int, start: int = 0) -> Iterator[tuple[int, ...]]:
@@ -63,8 +70,11 @@ def decay(log_decay: Tensor | None, key_mask: Tensor | None, b: int, h: int, i: 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
     key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
+    coefficients: Sequence[float] | None = None, center: str = "zero",
 ) -> Tensor:  # fmt: skip
     """sum_j w_ij v_j / sum_j w_ij, w_ij = decay_ij T(scale q_i.k_j), over the real keys; 0 where there are none.
+
+    With center "mean", a query's scores are taken less their mean, each weighed by its decay.
 
     The queries are the last of the keys where there are fewer of them and the order matters: what came before
     is then part of k and v. `log_decay` is (h,) or (b, h, m), one for each key.
@@ -75,11 +85,12 @@ def attention(
     for row, head, i in product(range(b), range(h), range(n)):
         group, place = head * g // h, i + m - n
         numerator, denominator = zeros(v.shape[-1]), zeros()
-        for j in range(m):
-            if (causal and j > place) or (key_mask is not None and not key_mask[row, j]):
-                continue
-            weight = taylor(scale * (q[row, head, i] * k[row, group, j]).sum(), order)
-            weight = weight * decay(log_decay, key_mask, row, head, place, j)
+        seen = [j for j in range(m) if (j <= place or not causal) and (key_mask is None or key_mask[row, j])]
+        scores = {j: scale * (q[row, head, i] * k[row, group, j]).sum() for j in seen}
+        left = {j: decay(log_decay, key_mask, row, head, place, j) for j in seen}
+        middle = sum(scores[j] * left[j] for j in seen) / sum(left.values()) if center == "mean" and seen else 0.0
+        for j in seen:
+            weight = polynomial(scores[j] - middle, order, coefficients) * left[j]
             numerator, denominator = numerator + weight * v[row, group, j], denominator + weight
         if normalize:
             denominator = denominator + eps
@@ -129,7 +140,7 @@ def window(
 def dense(
     q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
     key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
-    start: tuple[Tensor, Tensor] | None = None,
+    start: tuple[Tensor, Tensor] | None = None, coefficients: Sequence[float] | None = None, center: str = "zero",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, kv and z: `attention` and `state` as matrices, continuing from the sums `start`. No earlier keys in k."""
     (b, h, _, d), (g, m) = q.shape, k.shape[1:3]
@@ -142,11 +153,22 @@ def dense(
         rates = (log_decay.reshape(1, h, 1) if log_decay.dim() == 1 else log_decay) * real[:, None]
     passed = rates.cumsum(-1)
     every_k, every_v = (x.repeat_interleave(h // g, dim=1) for x in (k, v))
-    weights = taylor(torch.einsum("bhid,bhjd->bhij", q, every_k), order) * real[:, None, None]
+    factor = real[:, None, None].expand(b, h, q.shape[2], m).to(q.dtype)
     if log_decay is not None:
-        weights = weights * torch.exp(-(passed[..., :, None] - passed[..., None, :]).abs())
+        factor = factor * torch.exp(-(passed[..., :, None] - passed[..., None, :]).abs())
     if causal:
-        weights = weights.tril()
+        factor = factor.tril()
+    scores = torch.einsum("bhid,bhjd->bhij", q, every_k)
+    left = passed.exp() if log_decay is not None else torch.ones(1)
+    before = None if start is None else [x.repeat_interleave(h // heads, dim=1) for x in start]
+    middle = torch.zeros_like(q[..., 0])
+    if center == "mean":
+        total, count = (scores * factor).sum(-1), factor.sum(-1)
+        if before is not None:  # sums of keys and their count stand in z as the features of degree 1 and 0
+            total = total + left * (q * before[1][:, :, None, 1 : 1 + d]).sum(-1)
+            count = count + left * before[1][:, :, None, 0]
+        middle = total / torch.where(count == 0, 1.0, count)
+    weights = polynomial(scores - middle[..., None], order, coefficients) * factor
     phi, phi_k = features(q, order), features(k, order) * real[:, None, :, None]
     values = v
     if log_decay is not None:
@@ -155,8 +177,7 @@ def dense(
     kv, z = torch.einsum("bsjf,bsje->bsfe", phi_k, values), phi_k.sum(2)
     numerator, denominator = weights @ every_v, weights.sum(-1)
     if start is not None:
-        left = passed.exp() if log_decay is not None else torch.ones(1)
-        before = [x.repeat_interleave(h // heads, dim=1) for x in start]
+        phi = phi * expansion(middle, d, order, coefficients)
         numerator = numerator + left[..., None] * torch.einsum("bhif,bhfe->bhie", phi, before[0])
         denominator = denominator + left * torch.einsum("bhif,bhf->bhi", phi, before[1])
         last = passed[..., -1:].exp() if log_decay is not None else torch.ones(1)
@@ -165,6 +186,19 @@ def dense(
         denominator = denominator + eps
         numerator = numerator / torch.where(denominator == 0, 1.0, denominator)[..., None]
     return numerator, kv, z
+
+
+def expansion(middle: Tensor, d: int, order: int | None, coefficients: Sequence[float] | None) -> Tensor | float:
+    """The factor of each feature in P(s - m) = sum_p s^p/p! P^(p)(-m), p its degree."""
+    if order is None:
+        return 1.0
+    left = [1 / factorial(p) for p in range(order + 1)] if coefficients is None else list(coefficients)
+    columns = []
+    for degree in range(order + 1):
+        value = polynomial(-middle, None, left) if left else torch.zeros_like(middle)
+        columns += [value] * sum(1 for _ in index_tuples(d, degree))
+        left = [p * c for p, c in enumerate(left)][1:]
+    return torch.stack(columns, dim=-1)
 
 
 def dense_window(

@@ -79,7 +79,7 @@ WRONG = {
     "trian": "tsla: tsla has no command 'trian' (did you mean 'train'?); see tsla --help",
     "experiment=digits": "tsla has no command 'experiment=digits'",
     "--verbose": "tsla has no command '--verbose'",
-    "train mixer=tayler": "mixer ('tayler') must be one of none, softmax, taylor, window (did you mean 'taylor'?)",
+    "train mixer=tayler": "mixer ('tayler') must be one of none, softmax, taylor, taylorshift, window (did you mean",
     "train model.dims=3 seed=-1": "seed (-1) must be at least 0",
     "train digits": "argument 'digits' must have the form key=value",
     "train run_dir=taken": "run_dir (taken) exists: give another, or go on with it by resume=taken",

@@ -28,6 +28,7 @@ MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
+SHIFT = ("mixer=taylorshift",)
 FILES = ("task=files", "task.path=own.jsonl")
 
 
@@ -200,7 +201,19 @@ CASES: dict[str, dict[str, Case]] = {
         "name": Case(model, ("taylor", "softmax")),
         **heads("mixer=taylor"),
         "order": Case(model, ("0", "2", "4", "3"), (), "mixer.order (3) must be even"),
+        "center": Case(model, ("zero", "mean")),
+        "decay": Case(model, ("none", "fixed", "selective")),
         "impl": Case(model, ("direct", "linear")),
+    },
+    "TaylorShiftConfig": {
+        "name": Case(model, ("taylorshift", "taylor")),
+        **heads("mixer=taylorshift"),
+        "a": Case(model, ("0.5", "0.7", "0.1"), SHIFT, "mixer.c (1.0) must be at least b^2 / (4 a) (2.5)"),
+        "b": Case(model, ("1", "0.5", "0"), SHIFT),
+        "c": Case(model, ("1", "2"), SHIFT),
+        "normalize": Case(model, ("true", "false"), SHIFT),
+        "scale_output": Case(model, ("true", "false"), SHIFT),
+        "impl": Case(model, ("direct", "linear"), SHIFT),
     },
     "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
     "WindowConfig": {

@@ -13,20 +13,31 @@ _HOMES = {
         "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
         "taylor_feature_map", "window_attention",
     ),
-    "tsla.mixers": ("HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "WindowAttention"),
+    "tsla.mixers": (
+        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "WindowAttention",
+    ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
     "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TokenClassifier", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
-    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "window_attention",
+    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "WindowAttention", "__version__", "account",
+    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+    "taylor_feature_map", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from tsla.build import load_model
-    from tsla.mixers import HeadSplit, Mixed, Mixer, SoftmaxAttention, TaylorAttention, WindowAttention
+    from tsla.mixers import (
+        HeadSplit,
+        Mixed,
+        Mixer,
+        SoftmaxAttention,
+        TaylorAttention,
+        TaylorShiftAttention,
+        WindowAttention,
+    )
     from tsla.models import Encoder, SequenceClassifier, TokenClassifier, account
     from tsla.ops import (
         Attended,

@@ -21,11 +21,20 @@ from tsla.config.schema import (
     NoneConfig,
     SoftmaxConfig,
     TaylorConfig,
+    TaylorShiftConfig,
     TensorboardLoggerConfig,
     WandbLoggerConfig,
     WindowConfig,
 )
-from tsla.mixers import HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers import (
+    HeadSplit,
+    Mixer,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    TaylorShiftAttention,
+    WindowAttention,
+)
 from tsla.mixers.base import HeadOptions
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 from tsla.models.pretrained import load_weights, read_model_config, save_model
@@ -80,7 +89,15 @@ def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
         case NoneConfig():
             return NoMixer(model.dim, causal=model.causal)
         case TaylorConfig():
-            return TaylorAttention(model.dim, order=config.order, impl=config.impl, **_head_options(config, model))
+            return TaylorAttention(
+                model.dim, order=config.order, center=config.center, decay=config.decay, impl=config.impl,
+                **_head_options(config, model),
+            )  # fmt: skip
+        case TaylorShiftConfig():
+            return TaylorShiftAttention(
+                model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
+                scale_output=config.scale_output, impl=config.impl, **_head_options(config, model),
+            )  # fmt: skip
         case SoftmaxConfig():
             return SoftmaxAttention(model.dim, **_head_options(config, model))
         case WindowConfig():

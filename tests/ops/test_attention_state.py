@@ -17,6 +17,10 @@ RUNS = {
     "direct": lambda **x: taylor_attention(**x, impl="direct"),
     "linear": lambda **x: taylor_attention(**x, impl="linear", chunk_size=4),
     "auto, order 4": lambda **x: taylor_attention(**x, order=4),
+    "centre": lambda **x: taylor_attention(**x, center="mean", impl="linear", chunk_size=4),
+    "centre, direct, coefficients": lambda **x: taylor_attention(
+        **x, center="mean", coefficients=(1, 0.5, 0.3), impl="direct"
+    ),
     "features": lambda q, k, v, **x: linear_attention(q, k, v, **x, eps=99, chunk_size=4),
     "sums": lambda q, k, v, **x: linear_attention(q, k, v, **x, normalize=False, impl="direct"),
 }

@@ -10,9 +10,12 @@ from typing import Any
 
 from tsla.config.options import option
 
+FORMS = ("auto", "direct", "linear")
+CENTERS = ("zero", "mean")
+DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
-MIXERS = ("none", "taylor", "softmax", "window")
+MIXERS = ("none", "taylor", "taylorshift", "softmax", "window")
 
 
 @dataclass
@@ -107,7 +110,23 @@ class TaylorConfig(HeadsConfig):
     name: str = option("taylor", "the mechanism", choices=("taylor",))
     head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
     order: int = option(2, "even degree of the polynomial", low=0)
-    impl: str = option("auto", "form of the computation", choices=("auto", "direct", "linear"))
+    center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
+    decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
+    impl: str = option("auto", "form of the computation", choices=FORMS)
+
+
+@dataclass
+class TaylorShiftConfig(HeadsConfig):
+    """TaylorShift: Taylor attention of unit vectors, weights a s^2 + b s + c."""
+
+    name: str = option("taylorshift", "the mechanism", choices=("taylorshift",))
+    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
+    a: float = option(0.5, "of the square of the score", above=0)
+    b: float = option(1.0, "of the score", low=-100, high=100)
+    c: float = option(1.0, "of every pair", low=0)
+    normalize: bool = option(True, "divide queries and keys by their length")
+    scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
+    impl: str = option("auto", "form of the computation", choices=FORMS)
 
 
 @dataclass
@@ -202,7 +221,7 @@ class TensorboardLoggerConfig:
 
 
 TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
-MixerConfig = NoneConfig | TaylorConfig | SoftmaxConfig | WindowConfig
+MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | SoftmaxConfig | WindowConfig
 ModelConfig = EncoderConfig
 OptimConfig = AdamWConfig
 LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from tsla.config.schema import Config, FilesConfig, HeadsConfig, ListOpsConfig, MqarConfig, NoneConfig, TaylorConfig
+from tsla.config.schema import (
+    Config,
+    FilesConfig,
+    HeadsConfig,
+    ListOpsConfig,
+    MqarConfig,
+    NoneConfig,
+    TaylorConfig,
+    TaylorShiftConfig,
+)
 
 
 def find_problems(config: Config) -> list[str]:
@@ -66,6 +75,11 @@ def _mixer(config: Config) -> Iterator[str]:
         return
     if isinstance(mixer, TaylorConfig) and mixer.order % 2:
         yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
+    if isinstance(mixer, TaylorConfig) and mixer.center == "mean" and mixer.order == 0:
+        yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
+    if isinstance(mixer, TaylorShiftConfig) and mixer.c < mixer.b**2 / (4 * mixer.a):
+        yield (f"mixer.c ({mixer.c}) must be at least b^2 / (4 a) ({mixer.b**2 / (4 * mixer.a):g}): "
+               "a s^2 + b s + c would give negative weights")  # fmt: skip
     far, kv = mixer.heads - mixer.local_heads, mixer.kv_heads or 1
     if far < 1:
         yield f"mixer.local_heads ({mixer.local_heads}) must be below mixer.heads ({mixer.heads})"

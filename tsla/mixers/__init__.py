@@ -5,6 +5,7 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
+from tsla.mixers.taylorshift import TaylorShiftAttention
 from tsla.mixers.window import WindowAttention
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "SoftmaxAttention",
     "State",
     "TaylorAttention",
+    "TaylorShiftAttention",
     "WindowAttention",
 ]

@@ -193,12 +193,15 @@ class HeadMixer(Mixer):
         self.to_out = nn.Linear(self.width, dim, bias=False) if output_projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Heads ``(b, h, n, e)`` of q ``(b, h, n, d)``, k ``(b, g, m, d)``, v ``(b, g, m, e)``, key mask ``(b, m)``."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Heads ``(b, h, n, e)`` of q ``(b, h, n, d)``, k ``(b, g, m, d)``, v ``(b, g, m, e)``, key mask ``(b, m)``.
+
+        x ``(b, n, dim)`` are the tokens of the queries, for what a mechanism makes of them beside these.
+        """
         raise TypeError(f"{type(self).__name__} must define attend()")
 
     def attend_next(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
         """The same for tokens that follow those in `state`, causal; and the state after them."""
         raise TypeError(f"{type(self).__name__} must define attend_next()")
@@ -213,13 +216,13 @@ class HeadMixer(Mixer):
         self.check_input(x, context, mask)
         places = positions(mask, x) if self.rotary else None
         q, k, v = self._project(x, x if context is None else context, places)
-        return Mixed(self._merge(self.attend(q, k, v, mask), x))
+        return Mixed(self._merge(self.attend(q, k, v, x, mask), x))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
         self.check_extend(x, state, mask)
         places = positions(mask, x, None if state is None else state.length) if self.rotary else None
         q, k, v = self._project(x, x, places)
-        out, state = self.attend_next(q, k, v, mask, state)
+        out, state = self.attend_next(q, k, v, x, mask, state)
         return self._merge(out, x), state
 
     def _project(self, x: Tensor, keys: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ class SoftmaxAttention(HeadMixer):
 
     supports = MODES
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             out: Tensor = scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=True)
             return out
@@ -35,7 +35,7 @@ class SoftmaxAttention(HeadMixer):
         return masked_softmax_attention(q, k, v, visible, None)
 
     def attend_next(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
         b, n = q.shape[0], q.shape[2]
         real = torch.ones(b, n, dtype=torch.bool, device=q.device) if mask is None else mask

@@ -5,8 +5,9 @@ from typing import Unpack
 from torch import Tensor
 
 from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
+from tsla.mixers.decay import KINDS, Decay
 from tsla.ops import taylor_attention, taylor_feature_dim
-from tsla.ops.attention import FORMS
+from tsla.ops.attention import CENTERS, FORMS
 from tsla.ops.checks import check_choice
 from tsla.ops.feature_map import check_order
 from tsla.ops.types import KernelState, accumulation_dtype
@@ -22,6 +23,8 @@ class TaylorAttention(HeadMixer):
     Args:
         dim: model width.
         order: even degree of the polynomial.
+        center: ``"zero"``, or ``"mean"`` to expand around each query's mean score (see `tsla.ops.taylor_attention`).
+        decay: ``"none"``; ``"fixed"`` or ``"selective"`` forgetting, see `Decay`. The state then has every query head.
         impl: form of the computation, see `tsla.ops.taylor_attention`.
         options: as in `HeadMixer`; head_dim defaults to 16, since cost and state grow with its square.
     """
@@ -29,27 +32,39 @@ class TaylorAttention(HeadMixer):
     supports = MODES
     default_head_dim = 16
 
-    def __init__(self, dim: int, *, order: int = 2, impl: str = "auto", **options: Unpack[HeadOptions]) -> None:
+    def __init__(
+        self, dim: int, *, order: int = 2, center: str = "zero", decay: str = "none", impl: str = "auto",
+        **options: Unpack[HeadOptions],
+    ) -> None:  # fmt: skip
         check_order(order)
         super().__init__(dim, **options)
         self.order, self.impl = order, check_choice("impl", impl, FORMS)
+        self.center = check_choice("center", center, CENTERS)
+        if center == "mean" and order == 0:
+            raise ValueError("center='mean' needs an order of at least 2: a constant polynomial has no centre")
+        self.decay = None if check_choice("decay", decay, KINDS) == "none" else Decay(dim, self.heads, decay)
+        if self.decay is not None:
+            self.supports = MODES - {"cross"}  # distance between two sequences has no meaning
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         return taylor_attention(
-            q, k, v, order=self.order, causal=self.causal, key_mask=mask, return_state=False, impl=self.impl
-        ).output
+            q, k, v, order=self.order, center=self.center, causal=self.causal, key_mask=mask,
+            log_decay=None if self.decay is None else self.decay(x), return_state=False, impl=self.impl,
+        ).output  # fmt: skip
 
     def attend_next(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
         before = None if state is None else KernelState(*state)
         out, after = taylor_attention(
-            q, k, v, order=self.order, causal=True, key_mask=mask, state=before, return_state=True, impl=self.impl
-        )
+            q, k, v, order=self.order, center=self.center, causal=True, key_mask=mask,
+            log_decay=None if self.decay is None else self.decay(x), state=before, return_state=True, impl=self.impl,
+        )  # fmt: skip
         assert after is not None
         return out, after
 
     def state_bytes(self, length: int) -> int:
         """kv and z in float32 at least, whatever the length."""
         size = accumulation_dtype(self.to_k.weight.dtype).itemsize
-        return size * self.kv_heads * taylor_feature_dim(self.head_dim, order=self.order) * (self.value_dim + 1)
+        heads = self.kv_heads if self.decay is None else self.heads
+        return size * heads * taylor_feature_dim(self.head_dim, order=self.order) * (self.value_dim + 1)

@@ -38,11 +38,11 @@ class WindowAttention(HeadMixer):
         super().__init__(dim, **options)
         self.window = window
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         return window_attention(q, k, v, window=self.window, causal=self.causal, key_mask=mask)
 
     def attend_next(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: State | None
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
         b, n, w = q.shape[0], q.shape[2], self.window
         real = torch.ones(b, n, dtype=torch.bool, device=q.device) if mask is None else mask

@@ -4,19 +4,22 @@ Both weigh a pair by a kernel of q.k and differ in nothing else, so one routine 
 picks the form, and divides. o_i = sum_j w_ij v_j / sum_j w_ij (arXiv 2006.16236, 2402.18668, 2403.02920).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops.checks import check_choice, check_kernel_options, check_qkv
+from tsla.ops.checks import check_choice, check_kernel_options, check_polynomial, check_qkv
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.direct import direct
 from tsla.ops.feature_map import check_order, taylor_feature_dim
-from tsla.ops.kernel import Kernel
+from tsla.ops.kernel import Kernel, taylor_polynomial
 from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
 FORMS = ("auto", "direct", "linear")
+CENTERS = ("zero", "mean")
 DEFAULT_CHUNK = 64
 
 
@@ -26,6 +29,8 @@ def taylor_attention(
     v: Tensor,
     *,
     order: int = 2,
+    coefficients: Sequence[float] | None = None,
+    center: str = "zero",
     scale: float | None = None,
     causal: bool = False,
     key_mask: Tensor | None = None,
@@ -39,11 +44,18 @@ def taylor_attention(
 
     With order 2, w >= 1/2, so rows are true averages and the denominator needs no epsilon.
 
+    Softmax does not change when a number m_i is taken from all scores of a query; its Taylor polynomial does, being
+    exact near 0 only. ``center="mean"`` takes the query's mean score, m_i = scale q_i.mean(k) over the keys it sees,
+    with their decay: it helps where scores have a mean far from 0 beside a small spread, and costs one more factor for
+    each feature of a query. The state is the same for both.
+
     Args:
         q: ``(b, h, n, d)``.
         k: ``(b, g, m, d)``; g divides h, query head i reads key head i * g // h.
         v: ``(b, g, m, e)``.
         order: even degree of the polynomial.
+        coefficients: of 1, s, s^2, ... s^order for another polynomial, without negative values (TaylorShift's c, b, a).
+        center: ``"zero"`` or ``"mean"``, the score the polynomial is expanded around.
         scale: factor of q.k, default ``d ** -0.5``.
         causal: query i sees keys 0..i, and all that `state` holds. Needs n == m.
         key_mask: ``(b, m)`` bool, True = real. A masked key adds nothing, not even its decay.
@@ -61,6 +73,9 @@ def taylor_attention(
     """
     check_order(order)
     check_qkv(q, k, v, causal, key_mask)
+    if check_choice("center", center, CENTERS) == "mean" and order == 0:
+        raise ValueError("center='mean' needs an order of at least 2: a constant polynomial has no centre")
+    kernel = taylor_polynomial(order) if coefficients is None else check_polynomial(coefficients, order)
     d = q.shape[-1]
     keep_state = causal if return_state is None else return_state
     form = check_choice("impl", impl, FORMS)
@@ -69,9 +84,9 @@ def taylor_attention(
         short = tokens <= taylor_crossover(d, order=order)
         form = "direct" if short and state is None and not keep_state else "linear"
     out = _attend(
-        q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, order, causal=causal,
+        q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, kernel, causal=causal,
         key_mask=key_mask, log_decay=log_decay, state=state, keep_state=keep_state, form=form, chunk=chunk_size,
-        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=True,
+        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=True, centered=center == "mean",
     )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)
 
@@ -116,7 +131,7 @@ def linear_attention(
     out = _attend(
         fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,
         state=state, keep_state=keep_state, form=form, chunk=chunk_size, features=fq.shape[-1], eps=eps,
-        normalize=normalize,
+        normalize=normalize, centered=False,
     )  # fmt: skip
     return Attended(out.output.to(fq.dtype), out.state)
 
@@ -124,7 +139,7 @@ def linear_attention(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
     state: KernelState | None, keep_state: bool, form: str, chunk: int | None, features: int, eps: float,
-    normalize: bool,
+    normalize: bool, centered: bool,
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
     chunk = DEFAULT_CHUNK if chunk is None else chunk
@@ -139,7 +154,8 @@ def _attend(
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         q = q.unflatten(1, (k.shape[1], -1))
         start = None if state is None else torch.cat([state.kv, state.z[..., None]], dim=-1).to(q.dtype)
-        sums, end = _sums(q, k, v, kernel, causal, gates, start, keep_state, form, chunk)
+        shift = _mean_scores(q, k, v[..., -1:], causal, gates, start, chunk) if centered else None
+        sums, end = _sums(q, k, v, kernel, causal, gates, shift, start, keep_state, form, chunk)
         numerator, denominator = sums[..., :-1], sums[..., -1:]
         if normalize:  # only a row that sees no key has denominator 0: its numerator is 0 too
             denominator = denominator + eps if eps else torch.where(denominator == 0, 1.0, denominator)
@@ -153,22 +169,47 @@ def _attend(
 
 
 def _sums(
-    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, causal: bool, gates: Tensor | None, start: Tensor | None,
-    keep_state: bool, form: str, chunk: int,
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, causal: bool, gates: Tensor | None, shift: Tensor | None,
+    start: Tensor | None, keep_state: bool, form: str, chunk: int,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Unnormalised outputs, and the sum of phi(k) v^T after the last key if it was made or is asked for."""
     if form == "direct":
         end = _end_state(k, v, kernel, gates, start, chunk) if keep_state else None
-        return direct(q, k, v, kernel, causal=causal, gates=gates, start=start), end
+        return direct(q, k, v, kernel, causal=causal, gates=gates, shift=shift, start=start), end
     if causal:
         start = key_sum(k[:, :, :0], v[:, :, :0], kernel, chunk) if start is None else start
-        sums, end = causal_scan(q, k, v, gates, start, kernel, chunk)
+        sums, end = causal_scan(q, k, v, gates, shift, start, kernel, chunk)
         return sums, end if keep_state else None
     if gates is not None:
         start = key_sum(k[:, :, :0], v[:, :, :0], kernel, chunk)
-        return two_way_scan(q, k, v, gates, start, kernel, chunk), None
+        return two_way_scan(q, k, v, gates, shift, start, kernel, chunk), None
     end = _end_state(k, v, kernel, None, start, chunk)
-    return read_out(q, end, kernel, chunk), end if keep_state else None
+    return read_out(q, end, kernel, shift, chunk), end if keep_state else None
+
+
+def _mean_scores(
+    q: Tensor, k: Tensor, real: Tensor, causal: bool, gates: Tensor | None, start: Tensor | None, chunk: int
+) -> Tensor:
+    """q_i.mean(k) ``(b, s, r, n)`` over the keys that query i sees, each by its decay; 0 where there is none.
+
+    Sums of keys are attention of its own kind, with a single feature that is 1; in a state they stand beside their
+    count, as the features of degree 1 and 0.
+    """
+    d = k.shape[-1]
+    values = torch.cat([k, real], dim=-1)
+    before = values.new_zeros(*k.shape[:2], 1, d + 1)
+    if start is not None:
+        before = torch.cat([start[..., 1 : 1 + d, -1], start[..., :1, -1]], dim=-1)[:, :, None]
+    one = torch.ones_like(real)
+    if causal:
+        sums = causal_scan(one[:, :, None], one, values, gates, None, before, None, chunk)[0][:, :, 0]
+    elif gates is not None:
+        sums = two_way_scan(one[:, :, None], one, values, gates, None, before, None, chunk)[:, :, 0]
+    else:
+        sums = values.sum(-2, keepdim=True) + before
+    count = sums[..., -1:]
+    mean = sums[..., :-1] / torch.where(count == 0, 1.0, count)
+    return (q * mean[:, :, None]).sum(-1)
 
 
 def _end_state(k: Tensor, v: Tensor, kernel: Kernel, gates: Tensor | None, start: Tensor | None, chunk: int) -> Tensor:

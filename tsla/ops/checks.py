@@ -1,10 +1,12 @@
 """Argument checks of the attention ops: every error names the value and what is allowed, before any work is done."""
 
 from collections.abc import Sequence
+from math import factorial, isfinite
 
 import torch
 from torch import Tensor
 
+from tsla.ops.kernel import Polynomial
 from tsla.ops.types import KernelState
 
 
@@ -13,6 +15,31 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(allowed)}")
     return value
+
+
+def check_polynomial(coefficients: Sequence[float], order: int) -> Polynomial:
+    """The polynomial with these coefficients of 1, s, s^2, ..., if it is of that order and nowhere negative."""
+    plain = [float(c) for c in coefficients]
+    if len(plain) != order + 1:
+        raise ValueError(f"coefficients ({len(plain)}) must be order + 1 ({order + 1}) numbers")
+    if not all(isfinite(c) for c in plain):
+        raise ValueError(f"coefficients ({plain}) must be finite")
+    if plain[-1] <= 0 or (lowest := _lowest(plain)) < -1e-9 * max(map(abs, plain)):
+        reason = "the last is not above 0" if plain[-1] <= 0 else f"their polynomial falls to {lowest:.3g}"
+        raise ValueError(f"coefficients ({plain}) must give no negative weight: {reason}")
+    return Polynomial(tuple(c * factorial(p) for p, c in enumerate(plain)))
+
+
+def _lowest(plain: list[float]) -> float:
+    """Smallest value of a polynomial of even order with a positive last coefficient, at a root of its derivative."""
+    slopes = [p * c for p, c in enumerate(plain)][1:]
+    if not slopes:
+        return plain[0]
+    size = len(slopes) - 1
+    companion = torch.diag(torch.ones(size - 1, dtype=torch.float64), -1)
+    companion[:, -1] = -torch.tensor(slopes[:-1], dtype=torch.float64) / slopes[-1]
+    roots = torch.linalg.eigvals(companion)
+    return min(sum(c * float(root.real) ** p for p, c in enumerate(plain)) for root in roots)
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None) -> None:

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from tsla.ops.kernel import Kernel, features, weights
+from tsla.ops.kernel import Kernel, query_features, weights
 
 
 def direct(
-    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, gates: Tensor | None, start: Tensor | None
-) -> Tensor:
-    """sum_j decay_ij w(q_i, k_j) v_j, unnormalised, plus what a starting state holds.
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, gates: Tensor | None, shift: Tensor | None,
+    start: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """sum_j decay_ij w(q_i.k_j - m_i) v_j, unnormalised, plus what a starting state holds.
 
     Args:
         q: ``(b, s, r, n, d)``, r query heads per key head.
@@ -18,6 +19,7 @@ def direct(
         kernel: the weight of a pair.
         causal: later keys have weight 0.
         gates: log decays ``(b, s, n)``; the pair weight is exp(-|c_i - c_j|), c their running sum.
+        shift: m ``(b, s, r, n)``, taken from each query's scores.
         start: ``(b, s, f, e)``.
 
     Returns:
@@ -25,12 +27,14 @@ def direct(
     """
     group, n = q.shape[2:4]
     queries = q.flatten(2, 3)  # one matrix product serves all query heads of a group
-    pair = weights(queries @ k.transpose(-1, -2), kernel)
+    shift = None if shift is None else shift.flatten(2, 3)
+    scores = queries @ k.transpose(-1, -2)
+    pair = weights(scores if shift is None else scores - shift[..., None], kernel)
     if causal or gates is not None:
         pair = (pair.unflatten(2, (group, n)) * pair_decay(gates, n, causal, pair)).flatten(2, 3)
     out = pair @ v
     if start is not None:
-        read = features(queries, kernel) @ start
+        read = query_features(queries, kernel, shift) @ start
         if gates is not None:
             read = (read.unflatten(2, (group, n)) * gates.cumsum(-1).exp()[:, :, None, :, None]).flatten(2, 3)
         out = out + read

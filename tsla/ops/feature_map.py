@@ -53,7 +53,7 @@ def taylor_feature_vjp(x: Tensor, grad: Tensor, *, order: int = 2) -> Tensor:
     if order == 0:
         return torch.zeros_like(x)
     columns = _columns(x)
-    grads = list((_columns(grad) * _coefficients(d, order, True, x)).split(_degree_sizes(d, order), dim=-2))
+    grads = list((_columns(grad) * _coefficients(d, order, True, x)).split(degree_sizes(d, order), dim=-2))
     below = _monomials(columns, order - 1)
     out = torch.zeros_like(columns)
     for degree in range(order, 1, -1):  # products of this degree are x_i times the tail of the degree below
@@ -114,7 +114,8 @@ def _tail(d: int, i: int, degree: int) -> int:
     return comb(d - i + degree - 1, degree)
 
 
-def _degree_sizes(d: int, order: int) -> list[int]:
+def degree_sizes(d: int, order: int) -> list[int]:
+    """How many packed features of each degree there are."""
     return [_tail(d, 0, degree) for degree in range(order + 1)]
 
 

@@ -2,7 +2,8 @@
 
 Bidirectional: S = sum_j phi(k_j) v_j^T, then o_i = phi(q_i) S. Causal: the direct form inside a chunk and the state S
 between chunks. Only the inputs are kept for the backward pass; it makes each chunk's features and state again, so no
-n x f tensor ever exists. Shapes: q (b, s, r, n, d), k (b, s, m, d), v (b, s, m, e), gates (b, s, n), S (b, s, f, e).
+n x f tensor ever exists. Shapes: q (b, s, r, n, d), k (b, s, m, d), v (b, s, m, e), gates (b, s, n), S (b, s, f, e),
+shift (b, s, r, n): m_i, taken from the scores of query i.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tsla.ops.direct import pair_decay
-from tsla.ops.kernel import Kernel, features, features_vjp, slope, weights
+from tsla.ops.kernel import Kernel, features, features_vjp, query_features, query_features_vjp, slope, weights
 
 
 def key_sum(k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
@@ -22,27 +23,33 @@ def key_sum(k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
     return out
 
 
-def read_out(q: Tensor, state: Tensor, kernel: Kernel, chunk: int) -> Tensor:
+def read_out(q: Tensor, state: Tensor, kernel: Kernel, shift: Tensor | None, chunk: int) -> Tensor:
     """phi(q_i) S for every query, ``(b, s, r, n, e)``."""
-    out: Tensor = _ReadOut.apply(q.flatten(2, 3), state, kernel, chunk)
+    flat = None if shift is None else shift.flatten(2, 3)
+    out: Tensor = _ReadOut.apply(q.flatten(2, 3), state, flat, kernel, chunk)
     return out.unflatten(2, (q.shape[2], q.shape[3]))
 
 
 def causal_scan(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, start: Tensor, kernel: Kernel, chunk: int
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, shift: Tensor | None, start: Tensor, kernel: Kernel,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Unnormalised causal output ``(b, s, r, n, e)`` and the state after the last token ``(b, s, f, e)``."""
-    output, state = _CausalScan.apply(q, k, v, gates, start, kernel, chunk)
+    output, state = _CausalScan.apply(q, k, v, gates, shift, start, kernel, chunk)
     return output, state
 
 
-def two_way_scan(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, start: Tensor, kernel: Kernel, chunk: int) -> Tensor:
+def two_way_scan(
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, shift: Tensor | None, start: Tensor, kernel: Kernel, chunk: int
+) -> Tensor:
     """Bidirectional output with decay exp(-|c_i - c_j|): a scan from each end, less the diagonal both have counted."""
-    ahead, _ = causal_scan(q, k, v, gates, start, kernel, chunk)
+    ahead, _ = causal_scan(q, k, v, gates, shift, start, kernel, chunk)
     # From the right, the pair (i, j) must pass the gates i+1 ... j: the flipped gates, one step late.
     late = torch.nn.functional.pad(gates.flip(-1)[..., :-1], (1, 0))
-    behind, _ = causal_scan(q.flip(-2), k.flip(-2), v.flip(-2), late, start, kernel, chunk)
-    diagonal = weights((q * k[:, :, None]).sum(-1, keepdim=True), kernel) * v[:, :, None]
+    back = None if shift is None else shift.flip(-1)
+    behind, _ = causal_scan(q.flip(-2), k.flip(-2), v.flip(-2), late, back, start, kernel, chunk)
+    own = (q * k[:, :, None]).sum(-1)
+    diagonal = weights(own if shift is None else own - shift, kernel)[..., None] * v[:, :, None]
     return ahead + behind.flip(-2) - diagonal
 
 
@@ -70,24 +77,27 @@ class _KeySum(torch.autograd.Function):
 
 class _ReadOut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, state: Tensor, kernel: Kernel, chunk: int) -> Tensor:
-        ctx.save_for_backward(q, state)
+    def forward(ctx: Any, q: Tensor, state: Tensor, shift: Tensor | None, kernel: Kernel, chunk: int) -> Tensor:
+        ctx.save_for_backward(q, state, shift)
         ctx.kernel, ctx.chunk = kernel, chunk
         out = q.new_empty((*q.shape[:-1], state.shape[-1]))
         for part in _chunks(q.shape[-2], chunk):
-            out[:, :, part] = features(q[:, :, part], kernel) @ state
+            out[:, :, part] = query_features(q[:, :, part], kernel, _at(shift, part)) @ state
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, state = ctx.saved_tensors
-        dq, dstate = torch.empty_like(q), torch.zeros_like(state)
+        q, state, shift = ctx.saved_tensors
+        dq, dstate, dshift = torch.empty_like(q), torch.zeros_like(state), _empty_like(shift)
         for part in _chunks(q.shape[-2], ctx.chunk):
-            qc, gc = q[:, :, part], grad[:, :, part]
-            dstate += features(qc, ctx.kernel).transpose(-1, -2) @ gc
-            dq[:, :, part] = features_vjp(qc, gc @ state.transpose(-1, -2), ctx.kernel)
-        return dq, dstate, None, None
+            qc, gc, mc = q[:, :, part], grad[:, :, part], _at(shift, part)
+            dstate += query_features(qc, ctx.kernel, mc).transpose(-1, -2) @ gc
+            dq_c, dm = query_features_vjp(qc, gc @ state.transpose(-1, -2), ctx.kernel, mc)
+            dq[:, :, part] = dq_c
+            if dshift is not None and dm is not None:
+                dshift[..., part] = dm
+        return dq, dstate, dshift, None, None
 
 
 class _Decay(NamedTuple):
@@ -102,49 +112,53 @@ class _Decay(NamedTuple):
 class _CausalScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, start: Tensor, kernel: Kernel, chunk: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, shift: Tensor | None, start: Tensor,
+        kernel: Kernel, chunk: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         out = q.new_empty((*q.shape[:-1], v.shape[-1]))
         state = start
         for part in _chunks(q.shape[-2], chunk):
             qc, kc, vc, decay = q[..., part, :], k[:, :, part], v[:, :, part], _decay(gates, part, q)
-            scores = qc @ kc[:, :, None].transpose(-1, -2)
-            inside = (weights(scores, kernel) * decay.pair) @ vc[:, :, None]
-            out[..., part, :] = inside + _times(features(qc, kernel) @ state[:, :, None], decay.read)
+            mc = _at(shift, part)
+            inside = (weights(_scores(qc, kc, mc), kernel) * decay.pair) @ vc[:, :, None]
+            out[..., part, :] = inside + _times(query_features(qc, kernel, mc) @ state[:, :, None], decay.read)
             state = _times(state, decay.keep) + features(kc, kernel).transpose(-1, -2) @ _times(vc, decay.write)
         gates_learn = gates is not None and gates.requires_grad
-        ctx.save_for_backward(q, k, v, gates, start, *([out, state] if gates_learn else []))
+        ctx.save_for_backward(q, k, v, gates, shift, start, *([out, state] if gates_learn else []))
         ctx.kernel, ctx.chunk = kernel, chunk
         return out, state.clone() if state is start else state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, dend: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, gates, start, *results = ctx.saved_tensors
+        q, k, v, gates, shift, start, *results = ctx.saved_tensors
         kernel: Kernel = ctx.kernel
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv, dshift = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), _empty_like(shift)
         state = start
         for part in _chunks(q.shape[-2], ctx.chunk):  # left to right: inside the chunk, and what its queries read
             qc, kc, vc, gc = q[..., part, :], k[:, :, part], v[:, :, part], grad[..., part, :]
-            decay = _decay(gates, part, q)
-            scores = qc @ kc[:, :, None].transpose(-1, -2)
+            decay, mc = _decay(gates, part, q), _at(shift, part)
+            scores = _scores(qc, kc, mc)
             dv[:, :, part] = ((weights(scores, kernel) * decay.pair).transpose(-1, -2) @ gc).sum(2)
             dscores = (gc @ vc[:, :, None].transpose(-1, -2)) * decay.pair * slope(scores, kernel)
             dk[:, :, part] = (dscores.transpose(-1, -2) @ qc).sum(2)
             read = _times(gc, decay.read) @ state[:, :, None].transpose(-1, -2)
-            dq[..., part, :] = dscores @ kc[:, :, None] + features_vjp(qc, read, kernel)
+            from_state, dm = query_features_vjp(qc, read, kernel, mc)
+            dq[..., part, :] = dscores @ kc[:, :, None] + from_state
+            if dshift is not None and dm is not None:
+                dshift[..., part] = dm - dscores.sum(-1)
             state = _times(state, decay.keep) + features(kc, kernel).transpose(-1, -2) @ _times(vc, decay.write)
         dstate = dend
         for part in reversed(list(_chunks(q.shape[-2], ctx.chunk))):  # right to left: what later queries read of a key
             qc, kc, vc, gc = q[..., part, :], k[:, :, part], v[:, :, part], grad[..., part, :]
-            decay = _decay(gates, part, q)
+            decay, psi = _decay(gates, part, q), query_features(qc, kernel, _at(shift, part))
             dv[:, :, part] += _times(features(kc, kernel) @ dstate, decay.write)
             written = _times(vc, decay.write) @ dstate.transpose(-1, -2)
             dk[:, :, part] += features_vjp(kc, written, kernel)
-            read = (features(qc, kernel).transpose(-1, -2) @ _times(gc, decay.read)).sum(2)
+            read = (psi.transpose(-1, -2) @ _times(gc, decay.read)).sum(2)
             dstate = _times(dstate, decay.keep) + read
         dgates = _gate_gradient(grad, dv, v, dend, *results) if results else None
-        return dq, dk, dv, dgates, dstate, None, None
+        return dq, dk, dv, dgates, dshift, dstate, None, None
 
 
 def _gate_gradient(grad: Tensor, dv: Tensor, v: Tensor, dend: Tensor, out: Tensor, end: Tensor) -> Tensor:
@@ -165,6 +179,19 @@ def _decay(gates: Tensor | None, part: slice, like: Tensor) -> _Decay:
     return _Decay(
         pair_decay(inside, n, True, like), total.exp()[:, :, None, :, None], write, total[..., -1:, None].exp()
     )
+
+
+def _scores(q: Tensor, k: Tensor, shift: Tensor | None) -> Tensor:
+    scores = q @ k[:, :, None].transpose(-1, -2)
+    return scores if shift is None else scores - shift[..., None]
+
+
+def _at(shift: Tensor | None, part: slice) -> Tensor | None:
+    return None if shift is None else shift[..., part]
+
+
+def _empty_like(shift: Tensor | None) -> Tensor | None:
+    return None if shift is None else torch.empty_like(shift)
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
