@@ -14,24 +14,29 @@ if TYPE_CHECKING:
 HELP = """\
 tsla trains and compares transformers with linear-cost attention.
 
-  tsla train [key=value ...]         train an experiment; `tsla train --help` lists what can be set
-  tsla train resume=RUN_DIR          go on with a run that was stopped; resume=auto with the newest of these options
-  tsla suite FILE | key=a,b ...      train every combination; finished cells are skipped, killed ones gone on with
-  tsla report RUN_DIR|SUITE ... [out=DIR]
-                                     tables, figures and a page from what runs have written
-  tsla eval RUN_DIR [split=test] [checkpoint=best|last]
-                                     scores of a trained run
-  tsla predict RUN_DIR INPUT [out=FILE] [column=NAME]
-                                     what a trained run says of new inputs
+  tsla train [key=value ...]      train an experiment; --help lists every option
+  tsla train resume=RUN_DIR       go on with a run that was stopped
+  tsla train ... resume=auto      go on with the newest unfinished run of these
+                                  options, or start one
+  tsla suite FILE | key=a,b ... [out=DIR] [estimate=false]
+                                  train every combination; finished cells are
+                                  skipped, killed ones gone on with
+  tsla train -m key=a,b ...       the same
+  tsla report RUN_DIR|SUITE ... [out=report]
+                                  tables, figures and a page of runs
+  tsla eval RUN_DIR [split=test|val|train] [checkpoint=best|last]
+                                  scores of a trained run
+  tsla predict RUN_DIR INPUT [out=FILE.csv|.jsonl] [column=NAME]
+                                  what a trained run says of new inputs
   tsla data inspect PATH [key=value ...]
-                                     what is in your files, and the command to train on them
-  tsla info                          versions and machine
+                                  what is in your files, and how to train on it
+  tsla info                       versions and machine
   tsla --help | --version
 
 examples
-  tsla train                                         short ListOps with Taylor attention
+  tsla train                             short ListOps with Taylor attention
   tsla train experiment=digits mixer=softmax seed=1
-  tsla train experiment=listops mixer.kv_heads=1 mixer.local_heads=2 trainer.max_steps=200
+  tsla suite experiment=digits mixer=taylor,softmax seed=0,1,2 out=runs/digits
 """
 
 

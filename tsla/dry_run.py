@@ -55,7 +55,9 @@ def measure(config: Config) -> Estimate:
 
 
 def _layers(model: build.Model, spec: TaskSpec) -> Table:
-    table = Table("part", "class")
+    table = Table()
+    for heading in ("part", "class"):
+        table.add_column(heading, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("output")
     for part in summarise(model, example_input(spec.max_length, spec.channels)):

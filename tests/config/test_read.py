@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tsla.config import ConfigError, compose, group_choices, parse, read, to_yaml
 from tsla.config.compose import command_of, differing
+from tsla.config.grid import read_suite
 from tsla.config.schema import AdamWConfig
+from tsla.evaluation.runs import find_runs
 
 PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp")), min_size=1)
 
@@ -155,3 +157,15 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         parse(data)
     assert len(caught.value.problems) == 5
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(tmp_path):
+    text = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    (tmp_path / "config.yaml").write_text(text)
+    assert "it has an alias" in refusal(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="it has an alias"):
+        read_suite(tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match="damaged"):
+        find_runs([tmp_path])

@@ -114,6 +114,23 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on(tmp_path, signum, devic
     assert runs.result(run)["steps"] == step + 5
 
 
+def test_two_processes_that_were_stopped_write_the_rows_they_would_have(tmp_path):
+    arguments = (*LISTOPS, "trainer.batch_tokens=400", "trainer.max_steps=400", "trainer.devices=2")
+    status, _, err = end(start(tmp_path, *arguments, "run_dir=whole"))
+    assert status == 0, err
+    run = tmp_path / "cut"
+    process = start(tmp_path, *arguments, "run_dir=cut")
+    wait_for(process, lambda: rows(run / "metrics.csv") >= 3)
+    time.sleep(0.1)  # into the steps between two rows
+    os.killpg(process.pid, signal.SIGTERM)
+    assert end(process)[0] == 128 + signal.SIGTERM
+    assert 0 < runs.checkpoint(run)["global_step"] < 400
+    status, _, err = end(start(tmp_path, "resume=cut"))
+    assert status == 0, err
+    assert runs.metrics(run) == runs.metrics(tmp_path / "whole")
+    assert runs.same_weights(runs.weights(run), runs.weights(tmp_path / "whole"))
+
+
 def test_a_kill_during_generation_leaves_nothing_that_is_read(tmp_path):
     arguments = (*LISTOPS, "trainer.max_steps=2", "task.train_rows=200000")
     process = start(tmp_path, *arguments, "run_dir=a")

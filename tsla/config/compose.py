@@ -3,12 +3,14 @@
 Hydra picks and merges the short YAML files of `configs/`; the dataclasses give every default and decide what exists.
 """
 
+import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import ValidationError
 
@@ -107,6 +109,17 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
+def load_yaml(text: str) -> Any:
+    """Plain data from YAML. Aliases, by which a few lines can mean gigabytes, are refused.
+
+    Raises:
+        ValueError and all that a parser raises: not such a text.
+    """
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it has an alias (*name)")
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+
+
 def read(path: Path) -> Config:
     """The config of a run's config.yaml.
 
@@ -114,7 +127,7 @@ def read(path: Path) -> Config:
         ConfigError: a file that is not such a config, with its path.
     """
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        data = load_yaml(path.read_text())
     except Exception as error:  # any parser error means the same to the reader: this is not a config
         raise ConfigError([f"{path} is not YAML: {error}"]) from None
     if not isinstance(data, dict):

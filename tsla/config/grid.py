@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from tsla.config.compose import compose
+from tsla.config.compose import compose, load_yaml
 from tsla.config.options import ConfigError, as_argument, did_you_mean
 from tsla.config.schema import GROUPS, Config
 
@@ -51,7 +49,7 @@ def read_suite(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError([f"{file} does not exist"])
     try:
-        data = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        data = load_yaml(file.read_text())
     except Exception as error:  # any parser error means the same to the reader
         raise ConfigError([f"{file} is not a suite: {error}"]) from None
     if not isinstance(data, dict):

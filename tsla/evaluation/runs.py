@@ -160,11 +160,11 @@ def _read_run(path: Path, *, searched: bool) -> Run | None:
 
 def _read_config(path: Path) -> dict[str, str]:
     """Every option by its dotted key. Not checked against today's options: an old run can be reported too."""
-    from omegaconf import OmegaConf
+    from tsla.config.compose import load_yaml
 
     text = _text(path)
     try:
-        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        data = load_yaml(text)
     except Exception:  # any parser error means the same to the reader
         raise ValueError(f"{path} is damaged: it is not YAML") from None
     if not isinstance(data, dict):
