@@ -36,6 +36,7 @@ tsla trains and compares transformers with linear-cost attention.
 examples
   tsla train                             short ListOps with Taylor attention
   tsla train experiment=digits mixer=softmax seed=1
+  tsla train experiment=listops mixer.kv_heads=1 trainer.max_steps=200
   tsla suite experiment=digits mixer=taylor,softmax seed=0,1,2 out=runs/digits
 """
 
