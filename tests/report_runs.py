@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tsla.training.run_dir import write_json
+
 NASTY = '<script>alert(1)</script>|`a``b`$\\frac$ \u202e\x1b[31m\x00\n# *x* [y](http://z) &amp; "q" \'=1 \ud800'
 VERSIONS = {"python": "3.11.7", "tsla": "0.1.0", "torch": "2.13.0"}
 HOST = {"system": "Linux", "processor": "a processor", "cores": 2, "threads": 1, "gpu": None}
@@ -58,7 +60,7 @@ def write(
             rows.writerow([step, 0, "", "", 2.4 - share, score * share])
     if finished:
         whole = {**result(task, mixer, seed, score, monitor), **(changes or {})}
-        (path / "result.json").write_text(json.dumps(whole))
+        write_json(path / "result.json", whole)
     return path
 
 

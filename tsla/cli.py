@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tsla import __version__
 
 if TYPE_CHECKING:
-    from tsla.config import Config
+    from tsla.config import Config, ConfigError
     from tsla.run import Resume
 
 HELP = """\
@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _usage(headline: str, error: "ConfigError") -> UsageError:
+    """A config's problems, one on a line."""
+    return UsageError("\n      ".join([headline, *error.problems]))
+
+
 # tsla train -----------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +114,7 @@ def _train(arguments: list[str]) -> int:
             raise UsageError(f"resume ({path}) must be auto, or a run directory with a config.yaml")
         config = read(path / "config.yaml")
     except ConfigError as error:
-        raise UsageError("\n      ".join(["these options do not work:", *error.problems])) from None
+        raise _usage("these options do not work:", error) from None
     return _resume(config, path, "exact")
 
 
@@ -184,7 +189,7 @@ def _suite(arguments: list[str]) -> int:
         out = Path(here or suite.get("out") or Path("runs", "suites", name))
         return run_suite(suite, cells, out, estimate=options["estimate"] == "true", console=Console())
     except ConfigError as error:
-        raise UsageError("\n      ".join(["this suite does not work:", *error.problems])) from None
+        raise _usage("this suite does not work:", error) from None
 
 
 def _report(arguments: list[str]) -> int:
@@ -247,7 +252,7 @@ def _config_of(run: Path, *needed: Path) -> "Config":
     try:
         return read(run / "config.yaml")
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise _usage("this run's config does not work:", error) from None
 
 
 def _predict(arguments: list[str]) -> int:
@@ -266,19 +271,18 @@ def _predict(arguments: list[str]) -> int:
 
 def _data(arguments: list[str]) -> int:
     from tsla.config import ConfigError, compose
+    from tsla.config.options import as_argument
 
     match arguments:
-        case ["inspect", path, *rest] if not rest:
-            from tsla.tasks.inspect import guess
+        case ["inspect", path]:
+            from tsla.inspect_data import look
 
-            text = guess(Path(path))
+            text = look(Path(path))
         case ["inspect", path, *rest]:
-            from tsla.tasks.guess import argument
-
             try:
-                config = compose(["experiment=files", argument("task.path", path), *(f"task.{a}" for a in rest)])
+                config = compose(["experiment=files", as_argument("task.path", path), *(f"task.{a}" for a in rest)])
             except ConfigError as error:
-                raise UsageError("\n      ".join(["these options do not work:", *error.problems])) from None
+                raise _usage("these options do not work:", error) from None
             from tsla.inspect_data import inspect
 
             text = inspect(config)

@@ -10,9 +10,8 @@ from tsla.models.account import example_input
 from tsla.models.summary import summarise
 from tsla.run import initial_model, print_config
 from tsla.tasks.base import TaskSpec
-from tsla.training.clock import Limits
+from tsla.tasks.loading import Loader
 from tsla.training.estimate import Estimate, estimate
-from tsla.training.fit import pick_device
 from tsla.training.objective import Objective
 from tsla.training.terminal import clock_time
 
@@ -22,10 +21,7 @@ def dry_run(config: Config) -> int:
     console = Console()
     print_config(config, console)
     with console.status(f"preparing {config.task.name}"):
-        task = build.build_task(config)
-        spec = task.spec
-        train, val = build.build_loaders(config, task, ("train", "val"))
-    model = initial_model(config, spec)
+        spec, model, train, val = _prepared(config)
     console.print(_layers(model, spec))
     costs = account(model, spec.max_length, channels=spec.channels)
     longest = f"at {spec.max_length} tokens"
@@ -33,7 +29,7 @@ def dry_run(config: Config) -> int:
                   f"{costs.state_bytes / 1024:,.0f} KiB of state {longest}", highlight=False)  # fmt: skip
     console.print(f"{len(train.rows):,} training rows in {len(train):,} batches, {len(val.rows):,} validation rows",
                   highlight=False)  # fmt: skip
-    found = measure(config)
+    found = _estimate(config, spec, model, train, val)
     console.print(
         f"loss {found.loss:.3f} after two steps; {found.tokens_per_second:,.0f} tokens/s, "
         f"{found.peak_memory_bytes / 2**20:,.0f} MiB, about {clock_time(found.seconds)} in all",
@@ -44,14 +40,20 @@ def dry_run(config: Config) -> int:
 
 def measure(config: Config) -> Estimate:
     """Speed, memory and time of a training, from a few of its steps."""
+    return _estimate(config, *_prepared(config))
+
+
+def _prepared(config: Config) -> tuple[TaskSpec, build.Model, Loader, Loader]:
+    """Spec, new model, and batches for training and validation."""
     task = build.build_task(config)
     train, val = build.build_loaders(config, task, ("train", "val"))
-    trainer = config.trainer
+    return task.spec, initial_model(config, task.spec), train, val
+
+
+def _estimate(config: Config, spec: TaskSpec, model: build.Model, train: Loader, val: Loader) -> Estimate:
     return estimate(
-        initial_model(config, task.spec), train, val, objective=Objective(task.spec), optim=build.build_optim(config),
-        limits=Limits(trainer.max_steps, trainer.max_epochs, trainer.max_minutes), accumulate=trainer.accumulate,
-        validate_every=trainer.validate_every, device=pick_device(trainer.accelerator),
-    )  # fmt: skip
+        model, train, val, objective=Objective(spec), optim=build.build_optim(config), settings=build.build_fit(config)
+    )
 
 
 def _layers(model: build.Model, spec: TaskSpec) -> Table:

@@ -1,8 +1,8 @@
 """What a trained run says of new inputs: a table of predictions beside their row numbers."""
 
 import csv
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.training.checkpoints import load_weights
 from tsla.training.fit import pick_device
 from tsla.training.objective import Objective
+from tsla.training.run_dir import write_text
 
 COLUMNS = ("text", "input", "input_ids", "tokens", "values", "Source")  # of inputs, where nobody says which it is
 OUTPUTS = (".csv", ".jsonl")
@@ -183,19 +184,14 @@ class Labels(list[str]):
 
 
 def _write(out: Path, records: list[dict[str, Any]]) -> None:
-    """The whole file or none."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            if out.suffix.lower() == ".jsonl":
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            else:
-                writer = csv.DictWriter(file, list(records[0]))
-                writer.writeheader()
-                writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    file = io.StringIO(newline="")
+    if out.suffix.lower() == ".jsonl":
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    else:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
+    write_text(out, file.getvalue())
 
 
 def _cell(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 from filelock import FileLock, Timeout
@@ -31,10 +31,9 @@ from tsla.training.guards import TrainingFailed
 from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir, is_finished, new_run_dir, provenance, write_json, write_text
 from tsla.training.stop import Stopped
-from tsla.training.terminal import open_console
+from tsla.training.terminal import PLAIN, open_console
 
 Resume = Literal["new", "exact", "fall back"]  # a new run; from its last checkpoint; from the one before if need be
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for what holds paths
 
 
 def start(config: Config) -> RunDir:

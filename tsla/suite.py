@@ -24,10 +24,8 @@ from tsla.config.compose import differing
 from tsla.config.grid import Cell
 from tsla.config.options import as_argument
 from tsla.evaluation.runs import find_runs
-from tsla.training.run_dir import is_finished
-from tsla.training.terminal import clock_time
-
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+from tsla.training.run_dir import is_finished, write_text
+from tsla.training.terminal import PLAIN, clock_time
 
 
 def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estimate: bool, console: Console) -> int:
@@ -37,7 +35,7 @@ def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estima
     """
     _check_folders(cells, out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "suite.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({**suite, "out": str(out)})))
+    write_text(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create({**suite, "out": str(out)})))
     left = [cell for cell in cells if not _finished(out, cell)]
     seconds = _estimate(left, console) if estimate and left else {}
     console.print(_plan(cells, left, seconds))
@@ -54,7 +52,7 @@ def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estima
             console.print(f"{cell.name} was killed: by something that runs short of memory?", style="red", **PLAIN)
         failed += [cell.name] * (not _finished(out, cell))
     table = results(cells, out)
-    (out / "results.csv").write_text(_as_csv(table))
+    write_text(out / "results.csv", _as_csv(table))
     console.print(_as_table(table))
     console.print(f"results {out / 'results.csv'}   figures and pages: tsla report {out}", **PLAIN)
     for name in failed:

@@ -31,7 +31,7 @@ def test_every_combination_is_a_cell():
 
 def test_the_command_line_says_the_same():
     said = suite_of(["experiment=digits,listops_short", "seed=range(0,3)", "trainer.max_steps=100", "out=x y"])
-    assert said == {"grid": SUITE["grid"] | {"seed": ["0", "1", "2"]}, "overrides": SUITE["overrides"], "out": "x y"}
+    assert said == {"grid": SUITE["grid"], "overrides": SUITE["overrides"], "out": "x y"}
     assert [cell.config for cell in cells_of(said)] == [
         cell.config for cell in cells_of({k: v for k, v in SUITE.items() if k != "variants"})
     ]
@@ -49,6 +49,18 @@ def test_values_of_any_kind():
     assert {cell.config.data_dir for cell in cells} == {"/tmp/two words", "läuft's"}
     for cell in cells:
         assert Path(cell.name).name == cell.name and not set(cell.name) & set(" '/=[],")
+
+
+def test_values_of_the_command_line_keep_their_kinds():
+    said = suite_of(["mixer.head_dim=null,8", "mixer.gate=true,false", "data_dir='two words','null'",
+                     "model.layers=[window,taylor],[]", "optim.lr=1e-3,0.5", "seed=range(2)"])  # fmt: skip
+    assert said["grid"]["mixer.head_dim"] == [None, 8] and said["grid"]["mixer.gate"] == [True, False]
+    assert said["grid"]["model.layers"] == [["window", "taylor"], []] and said["grid"]["seed"] == [0, 1]
+    cells = cells_of(said)
+    assert len(cells) == 2**6
+    assert {cell.config.mixer.head_dim for cell in cells} == {None, 8}
+    assert {cell.config.data_dir for cell in cells} == {"two words", "null"}
+    assert {cell.config.optim.lr for cell in cells} == {0.001, 0.5}
 
 
 def test_names_that_would_clash_get_a_number():

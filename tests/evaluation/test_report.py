@@ -256,7 +256,9 @@ def test_runs_without_curves_can_be_drawn(tmp_path):
     for at, content in enumerate(["", "step,epoch,train/loss\n", "step,epoch,val/accuracy\n7,0,0.5\n", None]):
         path = report_runs.write(tmp_path / f"runs/{at}", mixer=f"m{at}") / "metrics.csv"
         path.unlink() if content is None else path.write_text(content)
-    report(tmp_path)
+    page, text, markdown = report(tmp_path)
+    assert_contained(page, text)
+    assert page.tags.count("img") == 2 and all(f"| m{at} |" in markdown for at in range(4))
 
 
 def test_a_report_is_written_again_the_same(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 
 from tsla import cli
 from tsla.config import compose
+from tsla.config.options import as_argument
 from tsla.inspect_data import inspect as inspect_config
+from tsla.inspect_data import look
 from tsla.tasks import tables
 from tsla.tasks.digits import Digits
 from tsla.tasks.files import Files
-from tsla.tasks.guess import argument, guess, kind_of
+from tsla.tasks.guess import kind_of
 from tsla.tasks.inspect import inspect, printable, train_command
 
 NASTY = "[bold]a[/]\x1b[31m\tb\nc"
@@ -122,7 +124,7 @@ GUESSES = {
 @pytest.mark.parametrize("name", GUESSES)
 def test_a_guess_can_be_typed(name):
     rows, options = GUESSES[name]
-    text = guess(write(rows, "my data.jsonl"))
+    text = look(write(rows, "my data.jsonl"))
     assert "my data.jsonl: 30 rows" in text and all(repr(column) in text for column in rows[0])
     (command,) = [line for line in text.splitlines() if "tsla train" in line]
     arguments = shlex.split(command)[2:]
@@ -133,8 +135,8 @@ def test_a_guess_can_be_typed(name):
 
 
 def test_a_guess_needs_two_columns():
-    assert "two are needed" in guess(write([{"text": "a", "more": 1}] * 3))  # a constant is nothing to learn
-    text = guess(write([{"text": "a"}] * 3, "my new.jsonl"))
+    assert "two are needed" in look(write([{"text": "a", "more": 1}] * 3))  # a constant is nothing to learn
+    text = look(write([{"text": "a"}] * 3, "my new.jsonl"))
     assert text.splitlines()[-2:] == [
         "there is only one column ('text'): a label column is missing; to predict it:",
         "  tsla predict RUN_DIR 'my new.jsonl'",
@@ -145,17 +147,17 @@ def test_texts_in_folders_are_texts():
     for i in range(20):
         Path("texts", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Path("texts", "ab"[i % 2], f"{i}.txt").write_bytes(f"é {i}".encode())
-    text = guess("texts")
+    text = look("texts")
     assert fields(text, "'text'") == ["'text'", "texts", "20", "of", "20", "'é", "0'"] and "b'" not in text
     Path("texts/a/0.txt").write_bytes(b"\xff")
-    assert fields(guess("texts"), "'text'")[:2] == ["'text'", "bytes"]
+    assert fields(look("texts"), "'text'")[:2] == ["'text'", "bytes"]
 
 
 def test_a_guess_of_parts():
     Path("all").mkdir()
     for name, rows in (("train", 20), ("test", 10)):
         write([{"text": f"{name} {i}", "label": i % 2} for i in range(rows)], f"all/{name}.jsonl")
-    text = guess(Path("all"))
+    text = look(Path("all"))
     assert "test 10 rows, train 20 rows" in text and "task.split=column" in text
 
 
@@ -178,7 +180,7 @@ def test_kinds(cells, kind):
     "path", ["a b", "it's", "a=b,c", "x\\'y", "end\\", "[a]", "1e5", "null", "a: b", "läuft", "$HOME"]
 )
 def test_arguments_are_read_back(path):
-    config = compose(["experiment=files", argument("task.path", path), argument("task.label", [path, "b"]),
+    config = compose(["experiment=files", as_argument("task.path", path), as_argument("task.label", [path, "b"]),
                       "task.target=labels"])  # fmt: skip
     assert config.task.path == path and config.task.label == [path, "b"]
 

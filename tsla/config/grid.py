@@ -78,6 +78,7 @@ def suite_of(arguments: Sequence[str]) -> dict[str, Any]:
         ConfigError: arguments that cannot be read.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Transformer
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
@@ -94,7 +95,8 @@ def suite_of(arguments: Sequence[str]) -> dict[str, Any]:
             problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]}")
             continue
         if override.is_sweep_override():
-            suite["grid"][override.key_or_group] = list(override.sweep_string_iterator())
+            values = override.sweep_iterator(transformer=Transformer.identity)
+            suite["grid"][override.key_or_group] = [_value(value) for value in values]
         else:
             suite["overrides"].append(argument)
     if problems:
@@ -109,7 +111,7 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
         ConfigError: every problem of every cell, once, with the cells that have it.
     """
     grid = {
-        str(key): [f"{key}={v}" if _is_quoted(v) else as_argument(str(key), v) for v in _listed(values)]
+        str(key): [as_argument(str(key), value) for value in _listed(values)]
         for key, values in (suite.get("grid") or {}).items()
     }
     variants = [_listed(variant) for variant in suite.get("variants") or [[]]]
@@ -161,9 +163,11 @@ def _with_distinct_names(cells: list[Cell]) -> list[Cell]:
     return out
 
 
-def _is_quoted(value: Any) -> bool:
-    """Whether it is an argument's text already, such as the command line's own ``'two words'`` or ``[a,b]``."""
-    return isinstance(value, str) and re.fullmatch(r"'.*'|\".*\"|\[.*\]", value) is not None
+def _value(element: Any) -> Any:
+    """A value of a sweep as plain data, without Hydra's marks of how it was quoted."""
+    if isinstance(element, list):
+        return [_value(item) for item in element]
+    return getattr(element, "text", element)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -73,9 +73,13 @@ def as_argument(key: str, value: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]*", value, re.ASCII):
+    if not isinstance(value, str) or _PLAIN.fullmatch(value):
         return spell(value)
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+# Texts that are read back as they stand: begun by a letter or a sign of a path, and no word that means something else.
+_PLAIN = re.compile(r"(?!null$|true$|false$|nan$|inf$)(?=.*[A-Za-z_])[A-Za-z_./~-][\w./~-]*", re.ASCII | re.IGNORECASE)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -102,10 +102,12 @@ def _sliced(values: Sequence[Any], right: Tensor, rows: Tensor) -> list[Slice]:
     if len(values) != len(right):
         values = [values[row] for row in rows.tolist()]
     names, order = _names(values)
+    places: dict[str, list[int]] = {name: [] for name in order}
+    for place, name in enumerate(names):
+        places[name].append(place)
     return [
         Slice(name, len(chosen), plain(row_means(right[chosen], rows[chosen]).mean()))
-        for name in order
-        for chosen in [torch.tensor([place for place, own in enumerate(names) if own == name])]
+        for name, chosen in places.items()
     ]
 
 

@@ -255,7 +255,9 @@ def _name(key: str, value: Any, longest: int = LONGEST_NAME) -> str:
 
 
 def _number(key: str, value: Any, *, whole: bool = False) -> float:
-    """A number; an infinite one, of a run gone astray, is told as NaN."""
+    """A number; of a run gone astray an infinite one, or the null that JSON has for it, is told as NaN."""
+    if value is None and not whole:
+        return math.nan
     kinds = int if whole else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{key} must be a {'whole ' * whole}number")

@@ -7,8 +7,8 @@ from torch import Tensor
 from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
 from tsla.mixers.decay import KINDS, Decay
 from tsla.ops import taylor_attention, taylor_feature_dim
-from tsla.ops.attention import CENTERS, FORMS
-from tsla.ops.checks import check_choice
+from tsla.ops.attention import FORMS
+from tsla.ops.checks import check_center, check_choice
 from tsla.ops.feature_map import check_order
 from tsla.ops.types import KernelState, accumulation_dtype
 
@@ -39,9 +39,7 @@ class TaylorAttention(HeadMixer):
         check_order(order)
         super().__init__(dim, **options)
         self.order, self.impl = order, check_choice("impl", impl, FORMS)
-        self.center = check_choice("center", center, CENTERS)
-        if center == "mean" and order == 0:
-            raise ValueError("center='mean' needs an order of at least 2: a constant polynomial has no centre")
+        self.center = check_center(center, order)
         self.decay = None if check_choice("decay", decay, KINDS) == "none" else Decay(dim, self.heads, decay)
         if self.decay is not None:
             self.supports = MODES - {"cross"}  # distance between two sequences has no meaning

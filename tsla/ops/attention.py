@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops.checks import check_choice, check_kernel_options, check_polynomial, check_qkv
+from tsla.ops.checks import check_center, check_choice, check_kernel_options, check_polynomial, check_qkv
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.direct import direct
 from tsla.ops.feature_map import check_order, taylor_feature_dim
@@ -19,27 +19,15 @@ from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
 FORMS = ("auto", "direct", "linear")
-CENTERS = ("zero", "mean")
 DEFAULT_CHUNK = 64
 
 
 def taylor_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    order: int = 2,
-    coefficients: Sequence[float] | None = None,
-    center: str = "zero",
-    scale: float | None = None,
-    causal: bool = False,
-    key_mask: Tensor | None = None,
-    log_decay: Tensor | None = None,
-    state: KernelState | None = None,
-    return_state: bool | None = None,
-    impl: str = "auto",
-    chunk_size: int | None = None,
-) -> Attended:
+    q: Tensor, k: Tensor, v: Tensor, *, order: int = 2, coefficients: Sequence[float] | None = None,
+    center: str = "zero", scale: float | None = None, causal: bool = False, key_mask: Tensor | None = None,
+    log_decay: Tensor | None = None, state: KernelState | None = None, return_state: bool | None = None,
+    impl: str = "auto", chunk_size: int | None = None,
+) -> Attended:  # fmt: skip
     """Attention whose weight of a pair is the Taylor polynomial of exp: w_ij = sum_{p <= order} (scale q_i.k_j)^p / p!.
 
     With order 2, w >= 1/2, so rows are true averages and the denominator needs no epsilon.
@@ -73,39 +61,23 @@ def taylor_attention(
     """
     check_order(order)
     check_qkv(q, k, v, causal, key_mask)
-    if check_choice("center", center, CENTERS) == "mean" and order == 0:
-        raise ValueError("center='mean' needs an order of at least 2: a constant polynomial has no centre")
+    check_center(center, order)
     kernel = taylor_polynomial(order) if coefficients is None else check_polynomial(coefficients, order)
-    d = q.shape[-1]
-    keep_state = causal if return_state is None else return_state
-    form = check_choice("impl", impl, FORMS)
-    if form == "auto":
-        tokens = 2 * q.shape[-2] * k.shape[-2] / max(q.shape[-2] + k.shape[-2], 1)
-        short = tokens <= taylor_crossover(d, order=order)
-        form = "direct" if short and state is None and not keep_state else "linear"
+    (n, d), m = q.shape[-2:], k.shape[-2]
     out = _attend(
         q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, kernel, causal=causal,
-        key_mask=key_mask, log_decay=log_decay, state=state, keep_state=keep_state, form=form, chunk=chunk_size,
+        key_mask=key_mask, log_decay=log_decay, state=state, return_state=return_state, impl=impl,
+        short=2 * n * m <= (n + m) * taylor_crossover(d, order=order), chunk=chunk_size,
         features=taylor_feature_dim(d, order=order), eps=0.0, normalize=True, centered=center == "mean",
     )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)
 
 
 def linear_attention(
-    fq: Tensor,
-    fk: Tensor,
-    v: Tensor,
-    *,
-    causal: bool = False,
-    log_decay: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    normalize: bool = True,
-    eps: float = 1e-6,
-    state: KernelState | None = None,
-    return_state: bool | None = None,
-    impl: str = "auto",
-    chunk_size: int | None = None,
-) -> Attended:
+    fq: Tensor, fk: Tensor, v: Tensor, *, causal: bool = False, log_decay: Tensor | None = None,
+    key_mask: Tensor | None = None, normalize: bool = True, eps: float = 1e-6, state: KernelState | None = None,
+    return_state: bool | None = None, impl: str = "auto", chunk_size: int | None = None,
+) -> Attended:  # fmt: skip
     """Kernel attention from features: w_ij = fq_i . fk_j (Katharopoulos et al., arXiv 2006.16236).
 
     Args:
@@ -122,26 +94,25 @@ def linear_attention(
         ValueError: as in `taylor_attention`.
     """
     check_qkv(fq, fk, v, causal, key_mask)
-    keep_state = causal if return_state is None else return_state
-    form = check_choice("impl", impl, FORMS)
-    if form == "auto":
-        (n, f), (m, e) = fq.shape[-2:], v.shape[-2:]
-        short = n * m * (f + e) <= (n + m) * f * e
-        form = "direct" if short and state is None and not keep_state else "linear"
+    (n, f), (m, e) = fq.shape[-2:], v.shape[-2:]
     out = _attend(
         fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,
-        state=state, keep_state=keep_state, form=form, chunk=chunk_size, features=fq.shape[-1], eps=eps,
-        normalize=normalize, centered=False,
+        state=state, return_state=return_state, impl=impl, short=n * m * (f + e) <= (n + m) * f * e, chunk=chunk_size,
+        features=f, eps=eps, normalize=normalize, centered=False,
     )  # fmt: skip
     return Attended(out.output.to(fq.dtype), out.state)
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
-    state: KernelState | None, keep_state: bool, form: str, chunk: int | None, features: int, eps: float,
-    normalize: bool, centered: bool,
+    state: KernelState | None, return_state: bool | None, impl: str, short: bool, chunk: int | None, features: int,
+    eps: float, normalize: bool, centered: bool,
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
+    keep_state = causal if return_state is None else return_state
+    form = check_choice("impl", impl, FORMS)
+    if form == "auto":
+        form = "direct" if short and state is None and not keep_state else "linear"
     chunk = DEFAULT_CHUNK if chunk is None else chunk
     check_kernel_options(q, k, v, causal, log_decay, state, keep_state, features, chunk)
     with full_precision(q.device):

@@ -9,6 +9,8 @@ from torch import Tensor
 from tsla.ops.kernel import Polynomial
 from tsla.ops.types import KernelState
 
+CENTERS = ("zero", "mean")
+
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
     """`value`, if it is one of `allowed`; else a ValueError with the list."""
@@ -40,6 +42,13 @@ def _lowest(plain: list[float]) -> float:
     companion[:, -1] = -torch.tensor(slopes[:-1], dtype=torch.float64) / slopes[-1]
     roots = torch.linalg.eigvals(companion)
     return min(sum(c * float(root.real) ** p for p, c in enumerate(plain)) for root in roots)
+
+
+def check_center(center: str, order: int) -> str:
+    """`center`, if it is one of `CENTERS` and the polynomial has one."""
+    if check_choice("center", center, CENTERS) == "mean" and order == 0:
+        raise ValueError("center='mean' needs an order of at least 2: a constant polynomial has no centre")
+    return center
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None) -> None:

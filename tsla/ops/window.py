@@ -40,8 +40,7 @@ def window_attention(
     window = min(window, n - 1)
     block = min(n, max(window + 1, 16))  # about as long as the window: at most half of each stretch is wasted
     behind, ahead = window, 0 if causal else window
-    blocks = -(-n // block)
-    tail = blocks * block - n
+    blocks, tail = -(-n // block), -n % block
     real = q.new_ones(b, n, dtype=torch.bool) if key_mask is None else key_mask
     real = pad(real, (behind, ahead + tail)).unfold(1, block + behind + ahead, block)  # (b, blocks, stretch)
     row = torch.arange(block, device=q.device)[:, None]

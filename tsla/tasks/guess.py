@@ -1,10 +1,8 @@
-"""A first look at data of which nothing is known yet: its columns, which of them to learn from, and what to type."""
+"""A first look at data of which nothing is known yet: its columns, and which of them to learn from."""
 
-import re
-import shlex
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import RenderableType
@@ -19,17 +17,26 @@ INPUTS = ("text", "input", "inputs", "input_ids", "tokens", "sequence", "values"
           "review", "document", "content", "body")  # fmt: skip
 LABELS = ("label", "labels", "class", "target", "category", "sentiment", "score", "rating", "y")
 SPLITS = ("split", "fold", "subset", "partition", "set")
-PLAIN = re.compile(r"(?!null$|true$|false$|nan$|inf$)(?=.*[A-Za-z_])[A-Za-z_./~-][\w./~-]*", re.ASCII | re.IGNORECASE)
 
 
-def guess(path: Path | str) -> str:
-    """The columns of a file, folder or data set on the Hub, what they hold, and the command that suits them.
+class Guess(NamedTuple):
+    """What a source holds, to show, and what suits it.
+
+    parts: its rows, and a table of its columns.  columns: their names.
+    options: of the task `files`, those left out whose default fits; None if no two columns make a pair.
+    """
+
+    parts: list[RenderableType]
+    columns: list[str]
+    options: dict[str, object] | None
+
+
+def guess(path: Path | str) -> Guess:
+    """The columns of a file, folder or data set on the Hub, what they hold, and the options that suit them.
 
     Raises:
         ValueError, FileNotFoundError: as `tsla.tasks.tables.read`.
     """
-    from tsla.tasks.inspect import render  # which offers this function beside its own
-
     with tempfile.TemporaryDirectory() as scratch:
         found = tables.read(str(path), scratch=Path(scratch))
         columns = next(iter(found.values()))
@@ -44,34 +51,7 @@ def guess(path: Path | str) -> str:
         first = values[0].decode() if kinds[name] == "texts" and isinstance(values[0], bytes) else values[0]
         table.add_row(Text(repr(name)), kinds[name], f"{len(set(sample))} of {len(sample)}", Text(shorten(first)))
     told = ", ".join(f"{split} {count:,} rows" if split else f"{count:,} rows" for split, count in rows.items())
-    options = suggest(cells, splits=list(found) != [""])
-    lines: list[RenderableType] = [Text(f"{path}: {told}"), "", table, ""]
-    if len(cells) == 1:
-        told = f"there is only one column ({next(iter(cells))!r}): a label column is missing; to predict it:"
-        return render([*lines, Text(told), Text(f"  {shlex.join(['tsla', 'predict', 'RUN_DIR', str(path)])}")])
-    if options is None:
-        return render([*lines, "there is no column to learn and one to learn from: two are needed"])
-    given = [argument(*pair) for pair in options.items()]
-    look = shlex.join(["tsla", "data", "inspect", str(path), *(given or ["kind=bytes"])])  # an option: no guess again
-    train = shlex.join(["tsla", "train", "experiment=files",
-                        *(f"task.{part}" for part in (argument("path", str(path)), *given))])  # fmt: skip
-    return render([*lines, "a guess at what to type; the first looks closer, the second trains",
-                   Text(f"  {look}"), Text(f"  {train}")])  # fmt: skip
-
-
-def argument(key: str, value: object) -> str:
-    """`key=value` as it is typed, before the shell's own quotes: texts with unusual characters stand in quotes."""
-    if isinstance(value, list):
-        return f"{key}=[{','.join(_spelled(item) for item in value)}]"
-    return f"{key}={_spelled(value)}"
-
-
-def _spelled(value: object) -> str:
-    if not isinstance(value, str):
-        return "null" if value is None else str(value).lower()
-    if PLAIN.fullmatch(value):
-        return value
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+    return Guess([Text(f"{path}: {told}"), "", table], list(cells), suggest(cells, splits=list(found) != [""]))
 
 
 def suggest(cells: dict[str, list[Any]], *, splits: bool) -> dict[str, object] | None:

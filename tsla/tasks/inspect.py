@@ -1,4 +1,4 @@
-"""What a data set holds, as text to read before training: lengths, labels, what rows look like, and what to type."""
+"""What a data set holds, as text to read before training: lengths, labels, and what rows look like."""
 
 import io
 import shlex
@@ -14,10 +14,7 @@ from rich.text import Text
 
 from tsla.tasks.base import IGNORE, SPLITS, Task, TaskSpec
 from tsla.tasks.encoding import decode
-from tsla.tasks.guess import guess
 from tsla.tasks.loading import Rows
-
-__all__ = ["guess", "inspect", "printable", "train_command"]
 
 LABELS, EXAMPLES, WIDTH = 20, 3, 70  # of a table, of the training rows, characters of one
 PERCENTILES = {"shortest": 0, "5 %": 5, "median": 50, "95 %": 95, "longest": 100}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tsla.tasks.loading import Batch, Loader
-from tsla.training.clock import Limits
+from tsla.training.fit import FitSettings, pick_device
 from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings, make_optimizer
 from tsla.training.run_dir import peak_memory_bytes
@@ -29,13 +29,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    model: nn.Module, train: Loader, val: Loader, *, objective: Objective, optim: OptimSettings, limits: Limits,
-    accumulate: int, validate_every: int, device: torch.device,
+    model: nn.Module, train: Loader, val: Loader, *, objective: Objective, optim: OptimSettings, settings: FitSettings
 ) -> Estimate:  # fmt: skip
     """Run a few steps of training and two batches of validation, and scale by their numbers of tokens.
 
     The model is trained by those steps: throw it away.
     """
+    device = pick_device(settings.accelerator)
     model = model.to(device).train()
     run: Any = model.run
     optimizer = make_optimizer(model, optim)
@@ -62,8 +62,10 @@ def estimate(
     _wait(device)
     val_rate = tokens / (time.perf_counter() - started)
     epoch_tokens, val_tokens = int(train.rows.lengths.sum()), int(val.rows.lengths.sum())
-    per_step = epoch_tokens / len(train) * accumulate / train_rate + val_tokens / val_rate / validate_every
-    steps_per_epoch = -(-len(train) // accumulate)
+    per_step = epoch_tokens / len(train) * settings.accumulate / train_rate
+    per_step += val_tokens / val_rate / settings.validate_every
+    steps_per_epoch = -(-len(train) // settings.accumulate)
+    limits = settings.limits
     ends = [
         limits.max_steps and limits.max_steps * per_step,
         limits.max_epochs and limits.max_epochs * steps_per_epoch * per_step,

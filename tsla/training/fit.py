@@ -72,14 +72,10 @@ def fit(
     """Train `model` in place until the first limit, with metrics.csv and checkpoints in `run`.
 
     Args:
-        model: has `run(inputs, mask) -> (logits, aux)`; it ends with the weights that are to be used, the moving
-            average if there is one.
+        model: has `run(inputs, mask) -> (logits, aux)`; it ends with its moving average if there is one.
         train, val: batches; `train` in an order of its own for each epoch.
-        objective: of the task.
-        optim, settings: see there.
-        run: where everything goes.
-        loggers: beside metrics.csv.
-        console: for the progress bar.
+        objective, optim, settings: see there.
+        run: where everything goes.  loggers: beside metrics.csv.  console: for the progress bar.
         seed: of dropout.
         start: a checkpoint of this run to go on from.
 
@@ -101,30 +97,19 @@ def fit(
     )
     bar = ProgressBar(clock, recorder, console, objective.monitor)
     stop = StopOnSignal(checkpoints)
-    callbacks = [clock, recorder, average, checkpoints, stop, bar]
-    with _quiet(), stop.listening():
-        trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
+    with _quiet(), stop.listening(), _memory_told(module, settings):
+        trainer = _trainer(settings, optim.clip_norm, [clock, recorder, average, checkpoints, stop, bar], loggers)
         try:
             trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
             _end(trainer, module, val, recorder, checkpoints)
             stop.stop_if_asked(trainer)
         except SIGTERMException:  # Lightning's answer to a signal that came before ours could
             raise Stopped(signal.SIGTERM, max(checkpoints.saved_step, 0)) from None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            told = trainer.global_step + 1, module.batch_shape, settings.batch_tokens, settings.accumulate
-            raise TrainingFailed(describe_out_of_memory(*told)) from error
     average.swap()
     return Fitted(
-        steps=trainer.global_step,
-        seconds=clock.seconds,
-        tokens_per_second=recorder.tokens_per_second,
-        best_step=checkpoints.best_step,
-        best_score=checkpoints.best_score,
-        device=trainer.strategy.root_device,
-        is_main=trainer.is_global_zero,
-    )
+        trainer.global_step, clock.seconds, recorder.tokens_per_second, checkpoints.best_step, checkpoints.best_score,
+        trainer.strategy.root_device, trainer.is_global_zero,
+    )  # fmt: skip
 
 
 def _end(trainer: L.Trainer, module: Learner, val: Loader, recorder: Recorder, checkpoints: Checkpoints) -> None:
@@ -170,6 +155,18 @@ def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback
         )  # fmt: skip
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={settings.accelerator}: {error}") from None
+
+
+@contextmanager
+def _memory_told(module: Learner, settings: FitSettings) -> Iterator[None]:
+    """Memory that runs out, as `TrainingFailed` with the batch it ran out on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = module.global_step + 1, module.batch_shape, settings.batch_tokens, settings.accumulate
+        raise TrainingFailed(describe_out_of_memory(*told)) from error
 
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}

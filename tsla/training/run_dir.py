@@ -101,7 +101,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is whole or absent, whatever happens."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as file:
+        with part.open("w", newline="", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

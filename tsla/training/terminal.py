@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # to print what holds paths
+
 
 class TeeConsole(Console):
     """A rich console that writes each printed line to a file as well, without colours.
