@@ -12,6 +12,7 @@ from tsla.mixers import (
     SoftmaxAttention,
     TaylorAttention,
     TaylorShiftAttention,
+    TokenShift,
     WindowAttention,
 )
 
@@ -43,8 +44,15 @@ HEADS = {
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
 }
-NAMES = ("none", "split", *HEADS)
-FULLY = ("taylor", "taylorshift", "softmax", "window", "split")  # with every option; the others with none and with all
+NAMES = ("none", "split", "shift", *HEADS)
+FULLY = (
+    "taylor",
+    "taylorshift",
+    "softmax",
+    "window",
+    "split",
+    "shift",
+)  # with every option; the others with none and with all
 WITH_OPTIONS = [("none", "plain")] + [
     (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
@@ -59,6 +67,8 @@ def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.
         joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
         parts = [cls(DIM, **options, output_projection=False) for cls in (HEADS["taylor"], HEADS["window"])]
         mixer = HeadSplit(*parts, **joined)
+    elif name == "shift":
+        mixer = TokenShift(HEADS["taylor"](DIM, **options))
     else:
         mixer = HEADS[name](DIM, **options)
     for parameter in mixer.parameters():
@@ -71,6 +81,8 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
     """The output of a mixer."""
     if isinstance(mixer, NoMixer):
         return torch.zeros_like(x)
+    if isinstance(mixer, TokenShift):
+        return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
         out = torch.cat([expected(part, x, context, mask) for part in (mixer.far, mixer.near)], dim=-1)
         return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
@@ -124,6 +136,17 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp()
     weights = weights if mask is None else weights * mask[:, None, None]
     return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def shifted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The second half of each token from the last real one before it."""
+    out, half = x.clone(), -(-x.shape[-1] // 2)
+    for row in range(x.shape[0]):
+        last = torch.zeros_like(x[row, 0, half:]) if x.shape[1] else None
+        for i in range(x.shape[1]):
+            out[row, i, half:] = last
+            last = x[row, i, half:] if mask is None or mask[row, i] else last
+    return out
 
 
 def turn(x: Tensor, mask: Tensor | None) -> Tensor:

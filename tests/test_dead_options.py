@@ -140,6 +140,7 @@ def heads(*arguments: str) -> dict[str, Case]:
         "qk_norm": Case(model, ("false", "true"), arguments),
         "dropout": Case(model, ("0.1", "0.5", "null"), arguments),
         "output_projection": Case(model, ("true", "false"), arguments),
+        "token_shift": Case(model, ("false", "true"), arguments),
         "local_heads": Case(model, ("0", "1"), arguments),
         "local_window": Case(model, ("2", "3"), local),
     }
@@ -229,6 +230,7 @@ CASES: dict[str, dict[str, Case]] = {
         "positions": Case(model, ("none", "learned", "sinusoidal", "rotary")),
         "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]")),
         "short_conv": Case(model, ("0", "1", "4")),
+        "conv_embedding": Case(model, ("false", "true")),
         "feed_forward": Case(model, ("gelu", "swiglu")),
         "feed_forward_mult": Case(model, ("2", "4")),
         "pool": Case(model, ("mean", "cls", "attention")),

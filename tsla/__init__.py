@@ -14,7 +14,8 @@ _HOMES = {
         "taylor_feature_map", "window_attention",
     ),
     "tsla.mixers": (
-        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "WindowAttention",
+        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "TokenShift",
+        "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
     "tsla.build": ("load_model",),
@@ -22,8 +23,8 @@ _HOMES = {
 
 __all__ = [
     "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "WindowAttention", "__version__", "account",
-    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift", "WindowAttention", "__version__",
+    "account", "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
     "taylor_feature_map", "window_attention",
 ]  # fmt: skip
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         SoftmaxAttention,
         TaylorAttention,
         TaylorShiftAttention,
+        TokenShift,
         WindowAttention,
     )
     from tsla.models import Encoder, SequenceClassifier, TokenClassifier, account

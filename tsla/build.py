@@ -33,6 +33,7 @@ from tsla.mixers import (
     SoftmaxAttention,
     TaylorAttention,
     TaylorShiftAttention,
+    TokenShift,
     WindowAttention,
 )
 from tsla.mixers.base import HeadOptions
@@ -68,7 +69,9 @@ def build_task(config: Config) -> Task:
 
 
 def build_mixer(config: MixerConfig, model: EncoderConfig) -> Mixer:
-    """One mixer of a model, with local heads beside it if asked for."""
+    """One mixer of a model, with local heads beside it and shifted tokens if asked for."""
+    if isinstance(config, HeadsConfig) and config.token_shift:
+        return TokenShift(build_mixer(replace(config, token_shift=False), model))
     if not isinstance(config, HeadsConfig) or not config.local_heads:
         return _mechanism(config, model)
     part = replace(
@@ -128,7 +131,8 @@ def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Mod
         vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth,
         mixer=lambda layer: build_mixer(pattern[layer % len(pattern)], model),
         causal=model.causal, positions=model.positions, max_length=spec.max_length, feed_forward=model.feed_forward,
-        feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, dropout=model.dropout,
+        feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, conv_embedding=model.conv_embedding,
+        dropout=model.dropout,
         gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":

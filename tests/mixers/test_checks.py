@@ -11,7 +11,7 @@ from tsla.mixers.base import MODES
 
 EVERYONE = pytest.mark.parametrize("name", NAMES)
 EVERY_HEAD = pytest.mark.parametrize("cls", [TaylorAttention, SoftmaxAttention, WindowAttention])
-CROSS = {"none", "softmax", *(name for name in HEADS if name.startswith("taylor") and "decay" not in name)}
+CROSS = {"none", "softmax", "shift", *(name for name in HEADS if name.startswith("taylor") and "decay" not in name)}
 
 
 def refused(message):

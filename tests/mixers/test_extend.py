@@ -126,6 +126,7 @@ def test_state_bytes_of_known_sizes():
     assert build("taylor", "one key head", dtype=torch.float32).state_bytes(99) == 4 * 153 * 5
     assert build("softmax", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * 99 * 8
     assert build("window", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * WINDOW * 8
+    assert build("shift", dtype=torch.float32).state_bytes(99) == 4 * (4 * 153 * 5 + DIM // 2)
     assert build("split", dtype=torch.float32).state_bytes(99) == 4 * 4 * (153 * 5 + WINDOW * 8)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tsla.mixers import Mixed, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.models import Encoder, SequenceClassifier
+from tsla.models.embedding import ConvEmbedding
 from tsla.models.encoder import Positions, sinusoids
 
 DIM = 8
@@ -138,6 +139,48 @@ def test_values_instead_of_ids():
     assert encoder(x).shape == (2, 7, DIM)
     torch.testing.assert_close(encoder.embed(x), encoder.embedding(x) + encoder.positions.table.weight)
     torch.testing.assert_close(encoder.embedding(x), x @ encoder.embedding.weight.T + encoder.embedding.bias)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_convolutional_embedding_by_loops(causal):
+    """Three convolutions over 3 tokens, each over real tokens alone; nothing passes from padding, nor from ahead."""
+    layer = ConvEmbedding(DIM, causal=causal).double()
+    for norm in layer.norms:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x, mask = torch.randn(2, 7, DIM // 4, dtype=torch.float64), torch.arange(7) < torch.tensor([[7], [4]])
+    for row, n in enumerate((7, 4)):
+        y = x[row, :n]
+        for conv, norm in zip(layer.convs, layer.norms, strict=True):
+            taps = conv.weight.permute(2, 0, 1)  # (3, out, in)
+            offsets = (-2, -1, 0) if causal else (-1, 0, 1)
+            rows = [
+                sum(taps[j] @ y[t + at] for j, at in enumerate(offsets) if 0 <= t + at < n) for t in range(n)
+            ]  # fmt: skip
+            y = torch.stack(rows)
+            y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+            y = y * norm.weight + norm.bias
+            y = y * (1 + torch.erf(y / 2**0.5)) / 2
+        torch.testing.assert_close(layer(x, mask)[row, :n], y * DIM**-0.5)
+    torch.testing.assert_close(layer(x), layer(x, torch.ones(2, 7, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("values", [False, True], ids=["ids", "values"])
+@pytest.mark.parametrize("positions", ["none", "learned"])
+def test_an_encoder_embeds_by_convolutions(values, positions):
+    inputs = {"input_dim": 5} if values else {"vocab_size": 11}
+    encoder = Encoder(**inputs, dim=DIM, depth=1, heads=2, conv_embedding=True, causal=True, positions=positions,
+                      max_length=6)  # fmt: skip
+    x = torch.randn(2, 6, 5) if values else torch.randint(11, (2, 6))
+    embedded = encoder.convolutions(encoder.embedding(x))
+    expected = embedded if positions == "none" else embedded + encoder.positions.table.weight
+    torch.testing.assert_close(encoder.embed(x), expected)
+    assert encoder.embedding.weight.shape[-1 if not values else 0] == DIM // 4
+    assert 0.3 < embedded.norm(dim=-1).mean() < 1.2  # about as long as the vectors of a table
+    other = x.clone()
+    other[:, 4:] = 0
+    assert torch.equal(encoder(other)[:, :4], encoder(x)[:, :4])
+    with pytest.raises(ValueError, match=r"^dim \(3\) must be at least 4 for a convolutional embedding$"):
+        Encoder(vocab_size=11, dim=3, depth=1, heads=3, conv_embedding=True)
 
 
 def test_sinusoids_by_the_formula():

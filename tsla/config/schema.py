@@ -99,6 +99,7 @@ class HeadsConfig:
     qk_norm: bool = option(False, "RMS-normalise queries and keys")
     dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
     output_projection: bool = option(True, "mix the heads by a last linear layer")
+    token_shift: bool = option(False, "read half of each token's channels from the token before it")
     local_heads: int = option(0, "how many of the heads are exact softmax in a window instead", low=0)
     local_window: int = option(32, "how far the local heads see", low=0)
 
@@ -155,6 +156,7 @@ class EncoderConfig:
     positions: str = option("none", "positions", choices=("none", "learned", "sinusoidal", "rotary"))
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
+    conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
     feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
     pool: str = option("mean", "from tokens to one vector, if a task wants one", choices=("mean", "cls", "attention"))

@@ -100,6 +100,8 @@ def _model(config: Config) -> Iterator[str]:
     model = config.model
     if model.positions == "sinusoidal" and model.dim % 2:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
+    if model.conv_embedding and model.dim < 4:
+        yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
     if model.pool == "cls" and model.causal:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
     if isinstance(config.task, MqarConfig):

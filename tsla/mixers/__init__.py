@@ -6,6 +6,7 @@ from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
 from tsla.mixers.taylorshift import TaylorShiftAttention
+from tsla.mixers.token_shift import TokenShift
 from tsla.mixers.window import WindowAttention
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "State",
     "TaylorAttention",
     "TaylorShiftAttention",
+    "TokenShift",
     "WindowAttention",
 ]

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
+from tsla.models.embedding import ConvEmbedding, token_table
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 
@@ -27,6 +28,7 @@ class Encoder(nn.Module):
         positions: ``"none"``, ``"learned"``, ``"sinusoidal"`` or ``"rotary"`` (inside the mixers).
         max_length: longest input, which learned positions need to know.
         feed_forward, feed_forward_mult, short_conv: as in `Block`.
+        conv_embedding: make the embedding of a token from those around it too, see `ConvEmbedding`.
         dropout: on the embedding and on what each block adds.
         gradient_checkpointing: keep only the blocks' inputs for the backward pass and run the blocks again there.
 
@@ -38,7 +40,7 @@ class Encoder(nn.Module):
         self, *, vocab_size: int | None = None, input_dim: int | None = None, dim: int, depth: int,
         heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
         positions: str = "none", max_length: int | None = None, feed_forward: str = "gelu",
-        feed_forward_mult: float = 4.0, short_conv: int = 0, dropout: float = 0.0,
+        feed_forward_mult: float = 4.0, short_conv: int = 0, conv_embedding: bool = False, dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -62,7 +64,9 @@ class Encoder(nn.Module):
                     f"the mixer of layer {layer} has dim {made.dim} and causal={made.causal}, "
                     f"the model dim {dim} and causal={causal}"
                 )
-        self.embedding = nn.Linear(input_dim, dim) if input_dim is not None else _embedding(vocab_size or 0, dim)
+        self.convolutions = ConvEmbedding(dim, causal=causal) if conv_embedding else None
+        width = dim // 4 if conv_embedding else dim
+        self.embedding = nn.Linear(input_dim, width) if input_dim is not None else token_table(vocab_size or 0, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(m, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
@@ -73,7 +77,10 @@ class Encoder(nn.Module):
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inputs with their positions, ``(b, n, dim)``."""
-        return self.dropout(self.positions(self.embedding(tokens), mask))
+        x = self.embedding(tokens)
+        if self.convolutions is not None:
+            x = self.convolutions(x, mask)
+        return self.dropout(self.positions(x, mask))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The blocks and the last norm on embedded tokens; and the sum of the losses that mixers add, or None."""
@@ -110,7 +117,7 @@ class Positions(nn.Module):
         if kind == "sinusoidal" and dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, got {dim}")
         self.kind, self.max_length = kind, max_length
-        self.table = _embedding(max_length or 0, dim) if kind == "learned" else None
+        self.table = token_table(max_length or 0, dim) if kind == "learned" else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(b, n, dim)``."""
@@ -131,10 +138,3 @@ def sinusoids(positions: Tensor, dim: int) -> Tensor:
     frequency = 10_000.0 ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
     angle = positions[..., None] * frequency
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
-
-
-def _embedding(count: int, dim: int) -> nn.Embedding:
-    """Vectors of about unit length: the norms of the blocks, not the embedding, then set the scale of the stream."""
-    table = nn.Embedding(count, dim)
-    nn.init.normal_(table.weight, std=dim**-0.5)
-    return table

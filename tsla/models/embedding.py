@@ -1,0 +1,42 @@
+"""How tokens become vectors: a table of ids, a linear map of numbers, and convolutions over neighbours on top."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad
+
+
+def token_table(count: int, dim: int) -> nn.Embedding:
+    """Vectors of about unit length: the norms of the blocks, not the embedding, then set the scale of the stream."""
+    table = nn.Embedding(count, dim)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    return table
+
+
+class ConvEmbedding(nn.Module):
+    """Three convolutions over 3 tokens with norms and GELU, from width dim / 4 to dim (TaylorShift, arXiv 2403.02920).
+
+    The original normalises over all tokens together and so lets padding and the future into every one of them. Here a
+    norm is of one token, masked tokens are zero before each convolution, and a causal one looks back only.
+
+    Args:
+        dim: width of the result, at least 4; that of the input is `dim // 4`.
+        causal: a token sees itself and 2 before it in each convolution; else one on either side.
+    """
+
+    def __init__(self, dim: int, *, causal: bool) -> None:
+        super().__init__()
+        if dim < 4:
+            raise ValueError(f"dim ({dim}) must be at least 4 for a convolutional embedding")
+        widths = (dim // 4, dim // 4, dim // 2, dim)
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, 3, bias=False) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
+        self.reach = (2, 0) if causal else (1, 1)
+        self.scale = dim**-0.5  # about unit length, as a table's vectors have
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(b, n, dim)`` of x ``(b, n, dim // 4)``; mask ``(b, n)`` bool, True = real."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+            x = gelu(norm(conv(pad(x.transpose(1, 2), self.reach)).transpose(1, 2)))
+        return x * self.scale
