@@ -1,9 +1,11 @@
-"""torch.compile gives what eager gives: one graph for the direct form and windows, several for the linear form."""
+"""torch.compile and torch.export give what eager gives, each as one graph."""
 
 import pytest
 import torch
 from cases import agree, qkv, some_decay, some_mask
+from torch.export import Dim
 
+from tsla import Encoder, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
 from tsla.ops import taylor_attention, window_attention
 
 pytestmark = [
@@ -11,6 +13,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # the compiler's, about itself and the caches and leaves it comes across
 ]
+LINEAR = [{}, {"decayed": True}, {"center": "mean"}, {"coefficients": (1.0, 0.5, 0.7)}, {"order": 4}]
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
 
@@ -46,8 +49,57 @@ def test_window_is_one_graph(causal):
 
 
 @CAUSAL
-@pytest.mark.parametrize("decayed", [False, True])
-def test_linear_form_falls_back_where_it_must(decayed, causal):
-    """Its table of coefficients cannot be traced, so its passes run as they are; hence no code generator here."""
-    options = {"causal": causal, "impl": "linear", "chunk_size": 8}
-    same_when_compiled(lambda **x: taylor_attention(**x, **options), inputs(decayed), backend="aot_eager")
+@pytest.mark.parametrize("options", LINEAR, ids=str)
+def test_linear_form_is_one_graph(options, causal):
+    """State and all; the chunks of the scan are unrolled, so these are few."""
+    decayed, options = "decayed" in options, {k: v for k, v in options.items() if k != "decayed"}
+    options |= {"causal": causal, "impl": "linear", "chunk_size": 8, "key_mask": some_mask(2, 20)}
+    same_when_compiled(
+        lambda **x: taylor_attention(**x, **options), inputs(decayed), fullgraph=True, backend="aot_eager"
+    )
+
+
+@CAUSAL
+def test_linear_form_through_the_code_generator(causal):
+    options = {"causal": causal, "impl": "linear", "chunk_size": 8, "key_mask": some_mask(2, 16), "center": "mean"}
+    same_when_compiled(lambda **x: taylor_attention(**x, **options), qkv(n=16, dtype=torch.float32), fullgraph=True)
+
+
+@CAUSAL
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+def test_layers_are_one_graph(impl, causal):
+    for layer in (
+        TaylorAttention(16, heads=4, impl=impl, causal=causal, rotary=True, gate=True, decay="selective"),
+        TaylorShiftAttention(16, heads=4, impl=impl, causal=causal),
+        TokenShift(TaylorAttention(16, heads=4, kv_heads=1, order=4, head_dim=3, impl=impl, causal=causal)),
+    ):
+        mask = some_mask(2, 20)
+        run = lambda x, f=layer, m=mask: f(x, mask=m)  # noqa: E731
+        same_when_compiled(run, {"x": torch.randn(2, 20, 16)}, fullgraph=True, backend="aot_eager")
+
+
+@CAUSAL
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+@pytest.mark.parametrize("options", [{}, {"center": "mean", "decay": "selective"}], ids=["plain", "centre, decay"])
+def test_export(options, impl, causal):
+    """As one graph for any batch; for any length too in the direct form. The linear form's chunks are unrolled."""
+    layer = TaylorAttention(16, heads=4, impl=impl, causal=causal, rotary=True, **options).eval()
+    exported(layer, any_batch := {0: Dim.DYNAMIC}, (5, 20))
+    exported(TaylorShiftAttention(16, heads=4, impl=impl, causal=causal).eval(), any_batch, (5, 20))
+    if impl == "direct" and not options:  # the mean of the keys so far is a scan too
+        exported(layer, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, (5, 33))
+
+
+def test_export_of_a_model():
+    model = SequenceClassifier(Encoder(vocab_size=11, dim=16, depth=2, heads=2, positions="rotary"), num_classes=3)
+    tokens = torch.randint(11, (2, 20))
+    graph = torch.export.export(model.eval(), (tokens,)).module()
+    torch.testing.assert_close(graph(tokens), model(tokens))
+
+
+def exported(layer, free, shape):
+    """The graph of a layer for x and mask with some dimensions left free gives what the layer gives."""
+    x, mask = torch.randn(2, 20, 16), some_mask(2, 20)
+    graph = torch.export.export(layer, (x,), {"mask": mask}, dynamic_shapes={"x": free, "mask": free}).module()
+    for other, real in ((x, mask), (torch.randn(*shape, 16), some_mask(*shape))):
+        torch.testing.assert_close(graph(other, mask=real), layer(other, mask=real))

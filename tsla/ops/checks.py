@@ -1,6 +1,8 @@
 """Argument checks of the attention ops: every error names the value and what is allowed, before any work is done."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from math import factorial, isfinite
 
 import torch
@@ -21,27 +23,54 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
 
 def check_polynomial(coefficients: Sequence[float], order: int) -> Polynomial:
     """The polynomial with these coefficients of 1, s, s^2, ..., if it is of that order and nowhere negative."""
-    plain = [float(c) for c in coefficients]
+    plain = tuple(float(c) for c in coefficients)
     if len(plain) != order + 1:
         raise ValueError(f"coefficients ({len(plain)}) must be order + 1 ({order + 1}) numbers")
     if not all(isfinite(c) for c in plain):
-        raise ValueError(f"coefficients ({plain}) must be finite")
+        raise ValueError(f"coefficients ({list(plain)}) must be finite")
     if plain[-1] <= 0 or (lowest := _lowest(plain)) < -1e-9 * max(map(abs, plain)):
         reason = "the last is not above 0" if plain[-1] <= 0 else f"their polynomial falls to {lowest:.3g}"
-        raise ValueError(f"coefficients ({plain}) must give no negative weight: {reason}")
+        raise ValueError(f"coefficients ({list(plain)}) must give no negative weight: {reason}")
     return Polynomial(tuple(c * factorial(p) for p, c in enumerate(plain)))
 
 
-def _lowest(plain: list[float]) -> float:
-    """Smallest value of a polynomial of even order with a positive last coefficient, at a root of its derivative."""
-    slopes = [p * c for p, c in enumerate(plain)][1:]
-    if not slopes:
-        return plain[0]
-    size = len(slopes) - 1
-    companion = torch.diag(torch.ones(size - 1, dtype=torch.float64), -1)
-    companion[:, -1] = -torch.tensor(slopes[:-1], dtype=torch.float64) / slopes[-1]
-    roots = torch.linalg.eigvals(companion)
-    return min(sum(c * float(root.real) ** p for p, c in enumerate(plain)) for root in roots)
+# torch.compile would look through the cache and trace the search
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lowest(plain: tuple[float, ...]) -> float:
+    return _search_lowest(plain)
+
+
+@lru_cache(maxsize=64)
+def _search_lowest(plain: tuple[float, ...]) -> float:
+    """Smallest value of a polynomial of even order with a positive last coefficient: it lies where the slope turns."""
+    return min([_value(plain, at) for at in _turns(_slope(plain))], default=plain[0])
+
+
+def _turns(plain: Sequence[float]) -> list[float]:
+    """Where a polynomial changes sign, in order: at most once between two turns of its slope, found by halving."""
+    if len(plain) < 2:
+        return []
+    bound = 1 + max(abs(c / plain[-1]) for c in plain[:-1])  # Cauchy's: no root lies further out
+    found = []
+    for low, high in pairwise([-bound, *_turns(_slope(plain)), bound]):
+        if (_value(plain, low) < 0) == (_value(plain, high) < 0):
+            continue
+        falls = _value(plain, high) < 0
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if (_value(plain, middle) < 0) != falls else (low, middle)
+        found.append(high)
+    return found
+
+
+def _slope(plain: Sequence[float]) -> list[float]:
+    return [p * c for p, c in enumerate(plain)][1:]
+
+
+def _value(plain: Sequence[float], at: float) -> float:
+    out = 0.0
+    for c in reversed(plain):
+        out = out * at + c
+    return out
 
 
 def check_center(center: str, order: int) -> str:

@@ -130,6 +130,12 @@ def _coefficient_table(d: int, order: int, packed: bool) -> tuple[float, ...]:
     )
 
 
+# torch.compile looks through lru_cache, and cannot trace what is inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(d: int, order: int, packed: bool) -> tuple[float, ...]:
+    return _coefficient_table(d, order, packed)
+
+
 def _coefficients(d: int, order: int, packed: bool, like: Tensor) -> Tensor:
     """1 / sqrt(a!) of every feature, as a column."""
-    return torch.tensor(_coefficient_table(d, order, packed), device=like.device, dtype=like.dtype)[:, None]
+    return torch.tensor(_constants(d, order, packed), device=like.device, dtype=like.dtype)[:, None]

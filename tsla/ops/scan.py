@@ -6,12 +6,13 @@ n x f tensor ever exists. Shapes: q (b, s, r, n, d), k (b, s, m, d), v (b, s, m,
 shift (b, s, r, n): m_i, taken from the scores of query i.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from tsla.ops.direct import pair_decay
 from tsla.ops.kernel import Kernel, features, features_vjp, query_features, query_features_vjp, slope, weights
@@ -45,7 +46,7 @@ def two_way_scan(
     """Bidirectional output with decay exp(-|c_i - c_j|): a scan from each end, less the diagonal both have counted."""
     ahead, _ = causal_scan(q, k, v, gates, shift, start, kernel, chunk)
     # From the right, the pair (i, j) must pass the gates i+1 ... j: the flipped gates, one step late.
-    late = torch.nn.functional.pad(gates.flip(-1)[..., :-1], (1, 0))
+    late = pad(gates.flip(-1)[..., :-1], (1, 0))
     back = None if shift is None else shift.flip(-1)
     behind, _ = causal_scan(q.flip(-2), k.flip(-2), v.flip(-2), late, back, start, kernel, chunk)
     own = (q * k[:, :, None]).sum(-1)
@@ -58,7 +59,7 @@ class _KeySum(torch.autograd.Function):
     def forward(ctx: Any, k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
         ctx.save_for_backward(k, v)
         ctx.kernel, ctx.chunk = kernel, chunk
-        state = features(k[:, :, :0], kernel).transpose(-1, -2) @ v[:, :, :0]  # zeros, and right with no keys at all
+        state = k.new_zeros(())
         for part in _chunks(k.shape[-2], chunk):
             state = state + features(k[:, :, part], kernel).transpose(-1, -2) @ v[:, :, part]
         return state
@@ -67,12 +68,12 @@ class _KeySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         k, v = ctx.saved_tensors
-        dk, dv = torch.empty_like(k), torch.empty_like(v)
+        dk, dv = [], []
         for part in _chunks(k.shape[-2], ctx.chunk):
             kc, vc = k[:, :, part], v[:, :, part]
-            dv[:, :, part] = features(kc, ctx.kernel) @ grad
-            dk[:, :, part] = features_vjp(kc, vc @ grad.transpose(-1, -2), ctx.kernel)
-        return dk, dv, None, None
+            dv.append(features(kc, ctx.kernel) @ grad)
+            dk.append(features_vjp(kc, vc @ grad.transpose(-1, -2), ctx.kernel))
+        return torch.cat(dk, dim=-2), torch.cat(dv, dim=-2), None, None
 
 
 class _ReadOut(torch.autograd.Function):
@@ -80,24 +81,23 @@ class _ReadOut(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, state: Tensor, shift: Tensor | None, kernel: Kernel, chunk: int) -> Tensor:
         ctx.save_for_backward(q, state, shift)
         ctx.kernel, ctx.chunk = kernel, chunk
-        out = q.new_empty((*q.shape[:-1], state.shape[-1]))
-        for part in _chunks(q.shape[-2], chunk):
-            out[:, :, part] = query_features(q[:, :, part], kernel, _at(shift, part)) @ state
-        return out
+        out = [
+            query_features(q[:, :, part], kernel, _at(shift, part)) @ state for part in _chunks(q.shape[-2], chunk)
+        ]  # fmt: skip
+        return torch.cat(out, dim=-2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, state, shift = ctx.saved_tensors
-        dq, dstate, dshift = torch.empty_like(q), torch.zeros_like(state), _empty_like(shift)
+        dq, dshift, dstate = [], [], torch.zeros_like(state)
         for part in _chunks(q.shape[-2], ctx.chunk):
             qc, gc, mc = q[:, :, part], grad[:, :, part], _at(shift, part)
-            dstate += query_features(qc, ctx.kernel, mc).transpose(-1, -2) @ gc
-            dq_c, dm = query_features_vjp(qc, gc @ state.transpose(-1, -2), ctx.kernel, mc)
-            dq[:, :, part] = dq_c
-            if dshift is not None and dm is not None:
-                dshift[..., part] = dm
-        return dq, dstate, dshift, None, None
+            dstate = dstate + query_features(qc, ctx.kernel, mc).transpose(-1, -2) @ gc
+            from_state, dm = query_features_vjp(qc, gc @ state.transpose(-1, -2), ctx.kernel, mc)
+            dq.append(from_state)
+            dshift.append(dm)
+        return torch.cat(dq, dim=-2), dstate, _join_shift(dshift), None, None
 
 
 class _Decay(NamedTuple):
@@ -115,50 +115,50 @@ class _CausalScan(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, shift: Tensor | None, start: Tensor,
         kernel: Kernel, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-        state = start
+        out, state = [], start
         for part in _chunks(q.shape[-2], chunk):
             qc, kc, vc, decay = q[..., part, :], k[:, :, part], v[:, :, part], _decay(gates, part, q)
             mc = _at(shift, part)
             inside = (weights(_scores(qc, kc, mc), kernel) * decay.pair) @ vc[:, :, None]
-            out[..., part, :] = inside + _times(query_features(qc, kernel, mc) @ state[:, :, None], decay.read)
+            out.append(inside + _times(query_features(qc, kernel, mc) @ state[:, :, None], decay.read))
             state = _times(state, decay.keep) + features(kc, kernel).transpose(-1, -2) @ _times(vc, decay.write)
-        gates_learn = gates is not None and gates.requires_grad
-        ctx.save_for_backward(q, k, v, gates, shift, start, *([out, state] if gates_learn else []))
+        output, gates_learn = torch.cat(out, dim=-2), gates is not None and gates.requires_grad
+        ctx.save_for_backward(q, k, v, gates, shift, start, *([output, state] if gates_learn else []))
         ctx.kernel, ctx.chunk = kernel, chunk
-        return out, state.clone() if state is start else state
+        return output, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, dend: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gates, shift, start, *results = ctx.saved_tensors
         kernel: Kernel = ctx.kernel
-        dq, dk, dv, dshift = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), _empty_like(shift)
-        state = start
+        dq, dk, dv, dshift, state = [], [], [], [], start
         for part in _chunks(q.shape[-2], ctx.chunk):  # left to right: inside the chunk, and what its queries read
             qc, kc, vc, gc = q[..., part, :], k[:, :, part], v[:, :, part], grad[..., part, :]
             decay, mc = _decay(gates, part, q), _at(shift, part)
             scores = _scores(qc, kc, mc)
-            dv[:, :, part] = ((weights(scores, kernel) * decay.pair).transpose(-1, -2) @ gc).sum(2)
+            dv.append(((weights(scores, kernel) * decay.pair).transpose(-1, -2) @ gc).sum(2))
             dscores = (gc @ vc[:, :, None].transpose(-1, -2)) * decay.pair * slope(scores, kernel)
-            dk[:, :, part] = (dscores.transpose(-1, -2) @ qc).sum(2)
+            dk.append((dscores.transpose(-1, -2) @ qc).sum(2))
             read = _times(gc, decay.read) @ state[:, :, None].transpose(-1, -2)
             from_state, dm = query_features_vjp(qc, read, kernel, mc)
-            dq[..., part, :] = dscores @ kc[:, :, None] + from_state
-            if dshift is not None and dm is not None:
-                dshift[..., part] = dm - dscores.sum(-1)
+            dq.append(dscores @ kc[:, :, None] + from_state)
+            dshift.append(None if dm is None else dm - dscores.sum(-1))
             state = _times(state, decay.keep) + features(kc, kernel).transpose(-1, -2) @ _times(vc, decay.write)
         dstate = dend
-        for part in reversed(list(_chunks(q.shape[-2], ctx.chunk))):  # right to left: what later queries read of a key
+        parts = list(enumerate(_chunks(q.shape[-2], ctx.chunk)))
+        for at, part in reversed(parts):  # right to left: what later queries read of a key
             qc, kc, vc, gc = q[..., part, :], k[:, :, part], v[:, :, part], grad[..., part, :]
             decay, psi = _decay(gates, part, q), query_features(qc, kernel, _at(shift, part))
-            dv[:, :, part] += _times(features(kc, kernel) @ dstate, decay.write)
+            dv[at] = dv[at] + _times(features(kc, kernel) @ dstate, decay.write)
             written = _times(vc, decay.write) @ dstate.transpose(-1, -2)
-            dk[:, :, part] += features_vjp(kc, written, kernel)
+            dk[at] = dk[at] + features_vjp(kc, written, kernel)
             read = (psi.transpose(-1, -2) @ _times(gc, decay.read)).sum(2)
             dstate = _times(dstate, decay.keep) + read
-        dgates = _gate_gradient(grad, dv, v, dend, *results) if results else None
-        return dq, dk, dv, dgates, dshift, dstate, None, None
+        dvalues = torch.cat(dv, dim=-2)
+        dgates = _gate_gradient(grad, dvalues, v, dend, *results) if results else None
+        return (torch.cat(dq, dim=-2), torch.cat(dk, dim=-2), dvalues, dgates, _join_shift(dshift), dstate, None,
+                None)  # fmt: skip
 
 
 def _gate_gradient(grad: Tensor, dv: Tensor, v: Tensor, dend: Tensor, out: Tensor, end: Tensor) -> Tensor:
@@ -174,11 +174,10 @@ def _decay(gates: Tensor | None, part: slice, like: Tensor) -> _Decay:
     if gates is None:
         return _Decay(pair_decay(None, n, True, like), None, None, None)
     inside = gates[..., part]
-    total = inside.cumsum(-1)
-    write = (total[..., -1:] - total).exp()[..., None]
-    return _Decay(
-        pair_decay(inside, n, True, like), total.exp()[:, :, None, :, None], write, total[..., -1:, None].exp()
-    )
+    total = pad(inside, (1, 0)).cumsum(-1)  # from 0, which is all there is of an empty chunk
+    last, total = total[..., -1:], total[..., 1:]
+    write, keep = (last - total).exp()[..., None], last[..., None].exp()
+    return _Decay(pair_decay(inside, n, True, like), total.exp()[:, :, None, :, None], write, keep)
 
 
 def _scores(q: Tensor, k: Tensor, shift: Tensor | None) -> Tensor:
@@ -190,8 +189,9 @@ def _at(shift: Tensor | None, part: slice) -> Tensor | None:
     return None if shift is None else shift[..., part]
 
 
-def _empty_like(shift: Tensor | None) -> Tensor | None:
-    return None if shift is None else torch.empty_like(shift)
+def _join_shift(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found, dim=-1) if found else None
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
@@ -199,4 +199,5 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def _chunks(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+    """At least one, though it be empty: results are put together from their chunks."""
+    return (slice(start, min(start + size, n)) for start in range(0, max(n, 1), size))
