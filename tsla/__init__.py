@@ -11,10 +11,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "tsla.ops": (
         "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-        "taylor_feature_map", "window_attention",
+        "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "WindowAttention",
+        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+        "TaylorShiftAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
     "tsla.build": ("load_model",),
@@ -22,9 +23,10 @@ _HOMES = {
 
 __all__ = [
     "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "WindowAttention", "__version__", "account",
+    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "WindowAttention",
+    "__version__", "account",
     "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-    "taylor_feature_map", "window_attention",
+    "taylor_feature_map", "taylor_poly_attention", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         Mixer,
         SoftmaxAttention,
         TaylorAttention,
+        TaylorPolyAttention,
         TaylorShiftAttention,
         WindowAttention,
     )
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         taylor_crossover,
         taylor_feature_dim,
         taylor_feature_map,
+        taylor_poly_attention,
         window_attention,
     )
 

@@ -5,6 +5,7 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
+from tsla.mixers.taylor_poly import TaylorPolyAttention
 from tsla.mixers.taylorshift import TaylorShiftAttention
 from tsla.mixers.window import WindowAttention
 
@@ -17,6 +18,7 @@ __all__ = [
     "SoftmaxAttention",
     "State",
     "TaylorAttention",
+    "TaylorPolyAttention",
     "TaylorShiftAttention",
     "WindowAttention",
 ]
