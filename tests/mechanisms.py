@@ -11,6 +11,7 @@ from tsla.mixers import (
     NoMixer,
     SoftmaxAttention,
     TaylorAttention,
+    TaylorPolyAttention,
     TaylorShiftAttention,
     TokenShift,
     WindowAttention,
@@ -26,8 +27,11 @@ OPTIONS = {
     "qk_norm": {"qk_norm": True},
     "widths": {"head_dim": 6, "value_dim": 3},
     "no projection": {"output_projection": False},
-    "all": {"kv_heads": 2, "rotary": True, "gate": True, "qk_norm": True, "head_dim": 8, "value_dim": 5},
-}
+    "bias": {"bias": True},
+    "all": {
+        "kv_heads": 2, "rotary": True, "gate": True, "qk_norm": True, "bias": True, "head_dim": 8, "value_dim": 5,
+    },
+}  # fmt: skip
 HEADS = {
     "taylor": TaylorAttention,
     "taylor, direct": lambda dim, **x: TaylorAttention(dim, impl="direct", **x),
@@ -40,22 +44,30 @@ HEADS = {
     "taylorshift, plain": lambda dim, **x: TaylorShiftAttention(
         dim, a=0.7, b=-0.5, c=2.0, normalize=False, scale_output=False, **x
     ),
+    "poly": TaylorPolyAttention,
+    "poly, averages": lambda dim, **x: TaylorPolyAttention(
+        dim, normalize_first=True, root="value", impl="linear", **{"qk_norm": False} | x
+    ),
+    "poly, order 4": lambda dim, **x: TaylorPolyAttention(dim, root="sigmoid", **{"order": 4, "head_dim": 4} | x),
     "softmax": SoftmaxAttention,
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
 }
 NAMES = ("none", "split", "shift", *HEADS)
-FULLY = (
-    "taylor",
-    "taylorshift",
-    "softmax",
-    "window",
-    "split",
-    "shift",
-)  # with every option; the others with none and with all
+FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
 WITH_OPTIONS = [("none", "plain")] + [
     (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
+CAUSAL = [name for name in NAMES if not name.startswith("poly")]
+CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
+
+
+def directions(name: str) -> tuple[bool, ...]:
+    """The values of `causal` that a mechanism can have."""
+    return (False, True) if name in CAUSAL else (False,)
+
+
+EVERY_WAY = [(name, kind, causal) for name, kind in WITH_OPTIONS for causal in directions(name)]
 
 
 def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.dtype = torch.float64, **more) -> Mixer:
@@ -65,6 +77,7 @@ def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.
         mixer: Mixer = NoMixer(DIM, causal=causal)
     elif name == "split":
         joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
+        joined["bias"] = options.get("bias", False)
         parts = [cls(DIM, **options, output_projection=False) for cls in (HEADS["taylor"], HEADS["window"])]
         mixer = HeadSplit(*parts, **joined)
     elif name == "shift":
@@ -85,27 +98,34 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
         return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
         out = torch.cat([expected(part, x, context, mask) for part in (mixer.far, mixer.near)], dim=-1)
-        return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
+        return linear(mixer.to_out, out)
     assert isinstance(mixer, HeadMixer)
     keys = x if context is None else context
     q, k, v = (
-        (y @ layer.weight.T).unflatten(-1, (heads, -1)).transpose(1, 2)
+        linear(layer, y).unflatten(-1, (heads, -1)).transpose(1, 2)
         for y, layer, heads in (
             (x, mixer.to_q, mixer.heads), (keys, mixer.to_k, mixer.kv_heads), (keys, mixer.to_v, mixer.kv_heads),
         )
     )  # fmt: skip
     if hasattr(mixer.q_norm, "weight"):
-        q, k = (
-            y / (y.square().mean(-1, keepdim=True) + 2.3e-16).sqrt() * norm.weight
-            for y, norm in ((q, mixer.q_norm), (k, mixer.k_norm))
-        )
+        q, k = (unit(y, norm) for y, norm in ((q, mixer.q_norm), (k, mixer.k_norm)))
     if mixer.rotary:
         q, k = (turn(y, mask) for y in (q, k))
     out = heads_of(mixer, q, k, v, x, mask)
     if mixer.to_gate is not None:
         out = out / (1 + (-(x @ mixer.to_gate.weight.T + mixer.to_gate.bias)).exp()).transpose(1, 2)[..., None]
-    out = out.transpose(1, 2).flatten(2)
-    return out @ mixer.to_out.weight.T if hasattr(mixer.to_out, "weight") else out
+    return linear(mixer.to_out, out.transpose(1, 2).flatten(2))
+
+
+def linear(layer: torch.nn.Module, x: Tensor) -> Tensor:
+    """x W^T + b, or x where there is no such layer."""
+    if isinstance(layer, torch.nn.Identity):
+        return x
+    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+
+
+def unit(x: Tensor, norm: torch.nn.Module) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 2.3e-16).sqrt() * norm.weight
 
 
 def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -127,6 +147,17 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
             real = torch.ones(k.shape[0], k.shape[2]).double() if mask is None else mask.double()
             seen = torch.stack([real[:, : i + 1 if mixer.causal else None].sum(-1) for i in range(q.shape[2])], dim=-1)
             out = out * (seen / q.shape[-1]).sqrt()[:, None, :, None]
+        return out
+    if isinstance(mixer, TaylorPolyAttention):
+        middle = linear(mixer.to_middle, x).unflatten(-1, (mixer.kv_heads, -1)).transpose(1, 2)
+        middle = unit(middle, mixer.middle_norm) if hasattr(mixer.middle_norm, "weight") else middle
+        middle = turn(middle, mask) if mixer.rotary else middle
+        out = oracle.dense_poly(
+            q, middle, k, v, order=mixer.order, key_mask=mask, normalize_first=mixer.normalize_first
+        )  # fmt: skip
+        if mixer.root != "none":
+            root = linear(mixer.to_root, x).unflatten(-1, (mixer.heads, -1)).transpose(1, 2)
+            out = out * (root if mixer.root == "value" else 1 / (1 + (-root).exp()))
         return out
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)

@@ -99,6 +99,49 @@ def attention(
     return torch.stack(out).reshape(b, h, n, v.shape[-1])
 
 
+def poly(
+    q1: Tensor, q2: Tensor, q3: Tensor, v: Tensor, *, order: int = 2, key_mask: Tensor | None = None,
+    normalize_first: bool = False,
+) -> Tensor:  # fmt: skip
+    """sum_jk T(q1_i.q2_j) T(q2_j.q3_k) v_k over the sum of those weights, j and k real; 0 where there are none.
+
+    With `normalize_first`, the weights T(q2_j.q3_k) of each j are first divided by their sum over k.
+    """
+    (b, h, n, _), (g, m) = q1.shape, q2.shape[1:3]
+    out = []
+    for row, head, i in product(range(b), range(h), range(n)):
+        group, numerator, denominator = head * g // h, zeros(v.shape[-1]), zeros()
+        real = [j for j in range(m) if key_mask is None or key_mask[row, j]]
+        for j in real:
+            near = taylor((q1[row, head, i] * q2[row, group, j]).sum(), order)
+            far = [taylor((q2[row, group, j] * q3[row, group, k]).sum(), order) for k in real]
+            whole = sum(far) if normalize_first else 1.0
+            for k, weight in zip(real, far, strict=True):
+                numerator = numerator + near * weight / whole * v[row, group, k]
+                denominator = denominator + near * weight / whole
+        out.append(numerator / denominator if real else numerator)
+    return torch.stack(out).reshape(b, h, n, v.shape[-1])
+
+
+def dense_poly(
+    q1: Tensor, q2: Tensor, q3: Tensor, v: Tensor, *, order: int = 2, key_mask: Tensor | None = None,
+    normalize_first: bool = False,
+) -> Tensor:  # fmt: skip
+    """`poly` with the weights of all pairs as matrices."""
+    group = q1.shape[1] // q2.shape[1]
+    real = torch.ones(q2.shape[0], q2.shape[2]) if key_mask is None else key_mask
+    q2, q3, v = (
+        x.masked_fill(real[:, None, :, None] == 0, 0.0).repeat_interleave(group, dim=1) for x in (q2, q3, v)
+    )  # fmt: skip
+    near, far = (
+        taylor(torch.einsum("bhid,bhjd->bhij", x, y), order) * real[:, None, None] for x, y in ((q1, q2), (q2, q3))
+    )
+    if normalize_first:
+        far = far / torch.where(far.sum(-1, keepdim=True) == 0, 1.0, far.sum(-1, keepdim=True))
+    total = torch.einsum("bhij,bhjk->bhi", near, far)[..., None]
+    return torch.einsum("bhij,bhjk,bhke->bhie", near, far, v) / torch.where(total == 0, 1.0, total)
+
+
 def state(
     k: Tensor, v: Tensor, *, order: int | None = 2, heads: int | None = None, key_mask: Tensor | None = None,
     log_decay: Tensor | None = None,

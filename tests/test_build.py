@@ -1,14 +1,24 @@
 """From a config to what it describes, and back from a saved folder."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import train_runs as runs
 
 from tsla import build, load_model
-from tsla.config import compose
-from tsla.mixers import HeadSplit, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.config import compose, members
+from tsla.config.schema import MIXERS
+from tsla.mixers import (
+    HeadSplit,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    TaylorPolyAttention,
+    TaylorShiftAttention,
+    WindowAttention,
+)
 from tsla.models import SequenceClassifier
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
@@ -38,8 +48,9 @@ def test_tasks(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("none", NoMixer), ("taylor", TaylorAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention)],
-)
+    [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
+     ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention)],
+)  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]
 
@@ -48,12 +59,13 @@ def test_a_name_is_a_mechanism(name, kind):
 def test_options_of_heads_arrive(name):
     (m, _) = mixers(
         f"mixer={name}", "mixer.heads=4", "mixer.head_dim=6", "mixer.value_dim=5", "mixer.kv_heads=2",
-        "mixer.gate=true", "mixer.qk_norm=true", "mixer.dropout=0.25",
+        "mixer.gate=true", "mixer.qk_norm=true", "mixer.bias=true", "mixer.dropout=0.25",
         "model.causal=true", "model.positions=rotary", "model.dropout=0.5",
     )  # fmt: skip
     assert (m.heads, m.head_dim, m.value_dim, m.kv_heads) == (4, 6, 5, 2)
     assert (m.causal, m.rotary, m.dropout.p) == (True, True, 0.25)
     assert m.to_gate is not None and not isinstance(m.q_norm, torch.nn.Identity)
+    assert all(layer.bias is not None for layer in (m.to_q, m.to_k, m.to_v, m.to_out))
     assert mixers(f"mixer={name}", "model.dropout=0.5")[0].dropout.p == 0.5
     assert isinstance(mixers(f"mixer={name}", "mixer.output_projection=false")[0].to_out, torch.nn.Identity)
 
@@ -68,6 +80,25 @@ def test_options_of_one_mechanism_arrive():
     (m, _) = mixers("mixer.order=4", "mixer.impl=direct")
     assert (m.order, m.impl, m.head_dim) == (4, "direct", 16)
     assert mixers("mixer=window", "mixer.window=7")[0].window == 7
+    (m, _) = mixers(
+        "mixer=taylor_poly", "mixer.order=4", "mixer.normalize_first=true", "mixer.root=value", "mixer.impl=linear"
+    )
+    assert (m.order, m.normalize_first, m.root, m.impl) == (4, True, "value", "linear")
+    assert (m.head_dim, m.to_root.weight.shape) == (16, (32, 32)) and not isinstance(m.middle_norm, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_config_refuses_the_directions_that_the_mixer_does(name, causal):
+    """Both say what a mechanism can do: the config before torch is loaded, the mixer to whoever builds one."""
+    direction = "causal" if causal else "bidirectional"
+    config = members("mixer")[name]()
+    model = replace(compose(BASE).model, causal=causal)
+    if direction in config.directions:
+        assert direction in build.build_mixer(config, model).supports
+    else:
+        with pytest.raises(ValueError, match=f"does not support '{direction}'"):
+            build.build_mixer(config, model)
 
 
 @pytest.mark.parametrize("name", ["taylor", "softmax", "window"])
@@ -81,7 +112,7 @@ def test_local_heads_stand_beside_the_others(name):
     for part in (m.far, m.near):
         assert (part.head_dim, part.value_dim, part.dropout.p) == (6, 8, 0.0)
         assert part.to_gate is not None and isinstance(part.to_out, torch.nn.Identity)
-    assert m.to_out.weight.shape == (32, 32)
+    assert m.to_out.weight.shape == (32, 32) and m.to_out.bias is None
     assert m(torch.randn(1, 7, 32)).shape == (1, 7, 32)
 
 

@@ -29,6 +29,7 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 
 
 SHIFT = ("mixer=taylorshift",)
+POLY = ("mixer=taylor_poly",)
 FILES = ("task=files", "task.path=own.jsonl")
 
 
@@ -138,6 +139,7 @@ def heads(*arguments: str) -> dict[str, Case]:
         "kv_heads": Case(model, ("null", "1"), arguments),
         "gate": Case(model, ("false", "true"), arguments),
         "qk_norm": Case(model, ("false", "true"), arguments),
+        "bias": Case(model, ("false", "true"), arguments),
         "dropout": Case(model, ("0.1", "0.5", "null"), arguments),
         "output_projection": Case(model, ("true", "false"), arguments),
         "token_shift": Case(model, ("false", "true"), arguments),
@@ -215,6 +217,14 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize": Case(model, ("true", "false"), SHIFT),
         "scale_output": Case(model, ("true", "false"), SHIFT),
         "impl": Case(model, ("direct", "linear"), SHIFT),
+    },
+    "TaylorPolyConfig": {
+        "name": Case(model, ("taylor_poly", "taylor")),
+        **heads("mixer=taylor_poly"),
+        "order": Case(model, ("0", "2", "4", "3"), POLY, "mixer.order (3) must be even"),
+        "normalize_first": Case(model, ("false", "true"), POLY),
+        "root": Case(model, ("none", "value", "sigmoid"), POLY),
+        "impl": Case(model, ("direct", "linear"), POLY),
     },
     "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
     "WindowConfig": {

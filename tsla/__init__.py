@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "tsla.ops": (
         "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-        "taylor_feature_map", "window_attention",
+        "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "TokenShift",
-        "WindowAttention",
+        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+        "TaylorShiftAttention", "TokenShift", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
     "tsla.build": ("load_model",),
@@ -23,9 +23,9 @@ _HOMES = {
 
 __all__ = [
     "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift", "WindowAttention", "__version__",
-    "account", "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-    "taylor_feature_map", "window_attention",
+    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift",
+    "WindowAttention", "__version__", "account", "linear_attention", "load_model", "taylor_attention",
+    "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Mixer,
         SoftmaxAttention,
         TaylorAttention,
+        TaylorPolyAttention,
         TaylorShiftAttention,
         TokenShift,
         WindowAttention,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         taylor_crossover,
         taylor_feature_dim,
         taylor_feature_map,
+        taylor_poly_attention,
         window_attention,
     )
 

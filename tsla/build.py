@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from tsla.config import Config, ConfigError
-from tsla.config.compose import members, parse_group
+from tsla.config.compose import parse_group
 from tsla.config.schema import (
     CsvLoggerConfig,
     DigitsConfig,
@@ -21,10 +21,12 @@ from tsla.config.schema import (
     NoneConfig,
     SoftmaxConfig,
     TaylorConfig,
+    TaylorPolyConfig,
     TaylorShiftConfig,
     TensorboardLoggerConfig,
     WandbLoggerConfig,
     WindowConfig,
+    members,
 )
 from tsla.mixers import (
     HeadSplit,
@@ -32,6 +34,7 @@ from tsla.mixers import (
     NoMixer,
     SoftmaxAttention,
     TaylorAttention,
+    TaylorPolyAttention,
     TaylorShiftAttention,
     TokenShift,
     WindowAttention,
@@ -83,7 +86,7 @@ def build_mixer(config: MixerConfig, model: EncoderConfig) -> Mixer:
     near = _mechanism(WindowConfig(heads=config.local_heads, window=config.local_window, **shared), model)
     assert isinstance(near, WindowAttention)
     dropout = model.dropout if config.dropout is None else config.dropout
-    return HeadSplit(far, near, dropout=dropout, output_projection=config.output_projection)
+    return HeadSplit(far, near, bias=config.bias, dropout=dropout, output_projection=config.output_projection)
 
 
 def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
@@ -100,6 +103,11 @@ def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
             return TaylorShiftAttention(
                 model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
                 scale_output=config.scale_output, impl=config.impl, **_head_options(config, model),
+            )  # fmt: skip
+        case TaylorPolyConfig():
+            return TaylorPolyAttention(
+                model.dim, order=config.order, normalize_first=config.normalize_first, root=config.root,
+                impl=config.impl, **_head_options(config, model),
             )  # fmt: skip
         case SoftmaxConfig():
             return SoftmaxAttention(model.dim, **_head_options(config, model))
@@ -119,6 +127,7 @@ def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
         "rotary": model.positions == "rotary",
         "gate": config.gate,
         "qk_norm": config.qk_norm,
+        "bias": config.bias,
         "dropout": model.dropout if config.dropout is None else config.dropout,
         "output_projection": config.output_projection,
     }
@@ -148,7 +157,7 @@ def _named_mixer(name: str, chosen: MixerConfig) -> MixerConfig:
     if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
         return other()
     shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}
-    return other(**shared)  # type: ignore[return-value]
+    return other(**shared)
 
 
 def mixer_name(config: Config) -> str:

@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
-from mechanisms import DIM, HEADS, NAMES, build
+from mechanisms import CAUSAL, DIM, HEADS, NAMES, build, directions
 
 from tsla.mixers import HeadMixer, HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.mixers.base import MODES
 
 EVERYONE = pytest.mark.parametrize("name", NAMES)
+BOTH_WAYS = pytest.mark.parametrize(("name", "causal"), [(name, way) for name in NAMES for way in directions(name)])
 EVERY_HEAD = pytest.mark.parametrize("cls", [TaylorAttention, SoftmaxAttention, WindowAttention])
 CROSS = {"none", "softmax", "shift", *(name for name in HEADS if name.startswith("taylor") and "decay" not in name)}
 
@@ -64,8 +65,7 @@ def test_arguments_of_one_mechanism():
         WindowAttention(DIM, window=-1)
 
 
-@EVERYONE
-@pytest.mark.parametrize("causal", [False, True])
+@BOTH_WAYS
 def test_input_shapes(name, causal):
     mixer = build(name, causal=causal, dtype=torch.float32)
     for shape in ((), (DIM,), (11, DIM), (2, 11, DIM + 1), (2, 3, 11, DIM)):
@@ -75,8 +75,7 @@ def test_input_shapes(name, causal):
                 call(torch.zeros(shape))
 
 
-@EVERYONE
-@pytest.mark.parametrize("causal", [False, True])
+@BOTH_WAYS
 def test_masks(name, causal):
     mixer, x = build(name, causal=causal, dtype=torch.float32), torch.zeros(2, 11, DIM)
     masks = [torch.ones(shape, dtype=torch.bool) for shape in ((11,), (1, 11), (2, 10), (2, 11, 1), (2, 1, 1, 11))]
@@ -92,7 +91,8 @@ def test_context(name):
     mixer, x = build(name, dtype=torch.float32), torch.zeros(2, 11, DIM)
     if name not in CROSS:
         cls = type(mixer).__name__
-        with refused(f"{cls} does not support 'cross', only bidirectional, causal, decode"):
+        able = "bidirectional, causal, decode" if name in CAUSAL else "bidirectional"
+        with refused(f"{cls} does not support 'cross', only {able}"):
             mixer(x, x)
         return
     with refused(f"context must have shape (batch, length, {DIM}), got (2, 5, 9)"):

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import flat, results
-from mechanisms import DIM, NAMES, OPTIONS, WINDOW, WITH_OPTIONS, build, padding
+from mechanisms import CAUSAL, CAUSAL_WITH_OPTIONS, DIM, OPTIONS, WINDOW, build, padding
 from torch.testing import assert_close
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-EVERYTHING = pytest.mark.parametrize(("name", "kind"), WITH_OPTIONS)
-EVERYONE = pytest.mark.parametrize("name", NAMES)
-LINEAR = [name for name in NAMES if name != "softmax"]
+EVERYTHING = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)
+EVERYONE = pytest.mark.parametrize("name", CAUSAL)
+LINEAR = [name for name in CAUSAL if name != "softmax"]
 
 
 def tokens(b=2, n=11, dtype=torch.float64):

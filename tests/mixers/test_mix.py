@@ -6,25 +6,37 @@ import pickle
 import pytest
 import torch
 from cases import agree, flat
-from mechanisms import DIM, HEADS, NAMES, OPTIONS, WITH_OPTIONS, build, expected, padding
+from mechanisms import (
+    CAUSAL_WITH_OPTIONS,
+    DIM,
+    EVERY_WAY,
+    HEADS,
+    NAMES,
+    OPTIONS,
+    WITH_OPTIONS,
+    build,
+    directions,
+    expected,
+    padding,
+)
 from torch.testing import assert_close
 
 import tsla.mixers.taylor
 from tsla.mixers import HeadMixer, Mixed
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+BOTH_WAYS = pytest.mark.parametrize(("name", "kind", "causal"), EVERY_WAY)
+WITH_TIME = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)
 EVERYTHING = pytest.mark.parametrize(("name", "kind"), WITH_OPTIONS)
 EVERYONE = pytest.mark.parametrize("name", NAMES)
-CROSS = [name for name in NAMES if name != "split" and not name.startswith("window") and "decay" not in name]
+CROSS = [name for name in NAMES if not name.startswith(("split", "window", "poly")) and "decay" not in name]
 
 
 def tokens(b=2, n=11, dtype=torch.float64):
     return torch.randn(b, n, DIM, dtype=dtype)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_equals_the_formula(name, kind, causal):
     mixer, x = build(name, kind, causal=causal), tokens(3)
     holes = torch.rand(3, 11) < 0.6
@@ -33,15 +45,15 @@ def test_equals_the_formula(name, kind, causal):
         assert_close(mixer(x, mask=mask), expected(mixer, x, mask=mask), **EXACT)
 
 
-@pytest.mark.parametrize(("name", "kind"), [case for case in WITH_OPTIONS if case[0] in ("taylor", "window", "split")])
-@CAUSAL
+@pytest.mark.parametrize(
+    ("name", "kind", "causal"), [case for case in EVERY_WAY if case[0] in ("taylor", "poly", "window", "split")]
+)
 def test_gradients_equal_those_of_the_formula(name, kind, causal):
     mixer, mask = build(name, kind, causal=causal), padding(11, 7, total=11)
     agree(lambda x: mixer(x, mask=mask), lambda x: expected(mixer, x, mask=mask), {"x": tokens()}, 1e-8)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_shape(name, kind, causal):
     mixer = build(name, kind, causal=causal)
     width = DIM if kind != "no projection" else 2 * DIM if name == "split" else mixer.width
@@ -53,8 +65,7 @@ def test_shape(name, kind, causal):
         assert torch.equal(mixer(tokens(b, n) * 0), mixer.mix(tokens(b, n) * 0).output)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_padding_is_truncation(name, kind, causal, left):
     mixer, x, lengths = build(name, kind, causal=causal), tokens(3), (11, 7, 1)
@@ -66,14 +77,14 @@ def test_padding_is_truncation(name, kind, causal, left):
 
 @EVERYTHING
 def test_what_padding_holds_does_not_matter(name, kind):
-    for causal in (False, True):
+    for causal in directions(name):
         mixer, x, mask = build(name, kind, causal=causal), tokens(), padding(11, 7, total=11)
         clean = mixer(x, mask=mask)
         x[~mask] = torch.nan
         assert torch.equal(mixer(x, mask=mask)[mask], clean[mask])
 
 
-@EVERYTHING
+@WITH_TIME
 @pytest.mark.parametrize("place", [0, 5, 10])
 def test_later_tokens_do_not_reach_earlier_outputs(name, kind, place):
     mixer, x, mask = build(name, kind, causal=True, dtype=torch.float32), tokens(dtype=torch.float32), None
@@ -96,8 +107,7 @@ def test_tokens_meet_in_both_directions(name):
     assert seen.sum() == reach and (reach < 2 or seen[0])
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_rows_of_a_batch_do_not_meet(name, kind, causal):
     mixer, x, mask = build(name, kind, causal=causal), tokens(3), padding(11, 7, 9, total=11)
     out = mixer(x, mask=mask)
@@ -106,8 +116,7 @@ def test_rows_of_a_batch_do_not_meet(name, kind, causal):
     assert_close(mixer(x[1:2], mask=mask[1:2]), out[1:2], **EXACT)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_every_parameter_learns(name, kind, causal):
     mixer, x = build(name, kind, causal=causal).train(), tokens().requires_grad_()
     weights = torch.randn(2, 11, mixer.mix(x).output.shape[-1])
@@ -131,11 +140,12 @@ def test_cross_attention(name, kind, m):
     if name == "none" and kind != "plain":
         kind = "plain"
     mixer, x, context = build(name, kind), tokens(), tokens(2, m)
+    nothing = mixer.to_out.bias if kind == "bias" and name != "none" else 0
     for mask in (None, padding(m, m - 2, total=m), padding(m, 0, total=m)):
         out = mixer(x, context, mask=mask)
         assert_close(out, expected(mixer, x, context, mask), **EXACT)
-        assert mask is None or mask.any(-1).all() or (out[1] == 0).all()
-    assert (mixer(x, tokens(2, 0)) == 0).all()
+        assert mask is None or mask.any(-1).all() or (out[1] == nothing).all()
+    assert (mixer(x, tokens(2, 0)) == nothing).all()
 
 
 @EVERYTHING
@@ -154,8 +164,7 @@ def test_dropout_only_in_training(name, kind):
     assert_close(out[kept], 2 * mixer.eval()(x)[kept], **EXACT)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_no_grad_gives_the_same(name, kind, causal):
     mixer, x = build(name, kind, causal=causal), tokens()
     with torch.no_grad():
@@ -165,8 +174,7 @@ def test_no_grad_gives_the_same(name, kind, causal):
         assert torch.equal(mixer(x.clone()), out)
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_autocast(name, kind, causal):
     """Finite, in the type of autocast where a product comes last, close to float32, and no warning."""
     mixer, x = build(name, kind, causal=causal, dtype=torch.float32).train(), tokens(2, 60, torch.float32)
@@ -184,7 +192,7 @@ def test_autocast(name, kind, causal):
 @EVERYTHING
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_types(name, kind, dtype):
-    for causal in (False, True):
+    for causal in directions(name):
         mixer, x = build(name, kind, causal=causal), tokens(2, 60)
         exact, low = mixer(x), mixer.to(dtype)(x.to(dtype))
         assert low.dtype == dtype
@@ -193,16 +201,16 @@ def test_types(name, kind, dtype):
 
 @EVERYTHING
 def test_copy_pickle_and_weights(name, kind):
-    mixer, x = build(name, kind, causal=True), tokens()
-    other = build(name, kind, causal=True)
+    causal = directions(name)[-1]
+    mixer, x = build(name, kind, causal=causal), tokens()
+    other = build(name, kind, causal=causal)
     other.load_state_dict(mixer.state_dict())
     for twin in (copy.deepcopy(mixer), pickle.loads(pickle.dumps(mixer)), other):
         assert twin.supports == mixer.supports
         assert torch.equal(twin(x), mixer(x))
 
 
-@EVERYTHING
-@CAUSAL
+@BOTH_WAYS
 def test_input_is_left_alone(name, kind, causal):
     mixer, x, mask = build(name, kind, causal=causal), tokens(), padding(11, 7, total=11)
     before = x.clone(), mask.clone()
@@ -212,9 +220,10 @@ def test_input_is_left_alone(name, kind, causal):
 
 @EVERYTHING
 def test_meta_device(name, kind):
-    mixer = build(name, kind, causal=True).to("meta")
+    causal = directions(name)[-1]
+    mixer = build(name, kind, causal=causal).to("meta")
     out = mixer(tokens().to("meta"), mask=padding(11, 7, total=11).to("meta"))
-    assert out.shape == build(name, kind, causal=True)(tokens()).shape
+    assert out.shape == build(name, kind, causal=causal)(tokens()).shape
     assert all(part.device.type == "meta" for part in flat(out))
 
 
@@ -224,7 +233,7 @@ def test_defaults(name):
     assert isinstance(mixer, HeadMixer)
     assert (mixer.heads, mixer.kv_heads, mixer.causal, mixer.rotary) == (8, 8, False, False)
     assert mixer.value_dim == 4
-    assert mixer.head_dim == (4 if name == "taylor, order 4" else 16 if name.startswith("taylor") else 4)
+    assert mixer.head_dim == (4 if "order 4" in name else 16 if name.startswith(("taylor", "poly")) else 4)
     assert all(layer.bias is None for layer in (mixer.to_q, mixer.to_k, mixer.to_v, mixer.to_out))
     assert mixer.to_gate is None and mixer.dropout.p == 0
 

@@ -6,12 +6,11 @@ is. Its causal product is C++ that pip does not have, so a stub of two lines sta
 """
 
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import pytest
 import torch
 from mechanisms import padding
+from peers import causal_product
 from torch.nn.functional import rms_norm
 
 from tsla.mixers import TaylorAttention
@@ -31,26 +30,14 @@ OPTIONS = {
 }
 
 
-class CausalDotProduct:
-    """What fast_transformers computes."""
-
-    @staticmethod
-    def apply(q, k, v):
-        return (q @ k.transpose(-1, -2)).tril() @ v
-
-
 @pytest.fixture
-def pair(monkeypatch, request):
+def pair(request):
     """The package's layer and ours, with one set of weights."""
     theirs_options, ours_options = OPTIONS[request.param[0]]
     causal = request.param[1]
     package = pytest.importorskip("taylor_series_linear_attention")
-    for name in ("fast_transformers", "fast_transformers.causal_product"):
-        stub = ModuleType(name)
-        stub.__spec__ = ModuleSpec(name, None)
-        stub.CausalDotProduct = CausalDotProduct
-        monkeypatch.setitem(sys.modules, name, stub)
-    theirs = package.TaylorSeriesLinearAttn(DIM, dim_head=8, heads=4, causal=causal, **theirs_options).double()
+    with causal_product():
+        theirs = package.TaylorSeriesLinearAttn(DIM, dim_head=8, heads=4, causal=causal, **theirs_options).double()
     ours = TaylorAttention(DIM, heads=4, head_dim=8, value_dim=8, causal=causal, **ours_options).double()
     keys, values = theirs.to_kv[0].weight.data.chunk(2)
     weights = {"to_q.weight": theirs.to_q[0].weight.data, "to_k.weight": keys, "to_v.weight": values}

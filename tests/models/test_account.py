@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from tsla.mixers import HeadSplit, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers import (
+    HeadSplit,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    TaylorPolyAttention,
+    WindowAttention,
+)
 from tsla.models import Encoder, SequenceClassifier, account
 
 DIM, DEPTH, HIDDEN, CLASSES = 8, 2, 32, 3
@@ -45,6 +52,16 @@ def test_operations_of_taylor_do_not(length):
     features = 1 + 4 + 10
     attention = DEPTH * 2 * (2 * 2 * features * (4 + 1))  # into the state and out of it; the 1 is the denominator
     assert costs.flops_per_token == pytest.approx(FEED_FORWARD + PROJECTIONS + HEAD / length + attention)
+    assert costs.state_bytes == DEPTH * 4 * 2 * features * 5
+
+
+@pytest.mark.parametrize("length", [16, 3000])
+def test_operations_of_two_taylor_attentions_in_a_row(length):
+    costs = account(model(lambda _: TaylorPolyAttention(DIM, **HEADS, impl="linear")), length)
+    features = 1 + 4 + 10
+    attention = DEPTH * 2 * 2 * (2 * 2 * features * (4 + 2))  # twice; the mass goes through like a value
+    projections = PROJECTIONS + DEPTH * 2 * DIM * DIM  # and the middle one
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + projections + HEAD / length + attention)
     assert costs.state_bytes == DEPTH * 4 * 2 * features * 5
 
 

@@ -20,6 +20,7 @@ FORMS = {
     "linear": {"impl": "linear"},
     "auto": {},
 }
+PASSED = ("order", "scale", "coefficients", "center", "normalize")
 KINDS = {
     "plain": {},
     "mask": {"mask": True},
@@ -27,9 +28,11 @@ KINDS = {
     "decay per token, mask": {"rates": "token", "mask": True},
     "order 4, scale": {"order": 4, "scale": 0.4},
     "coefficients": {"coefficients": (2.0, -1.0, 0.7)},
+    "sums": {"normalize": False},
     "centre": {"center": "mean"},
     "centre, order 4, coefficients": {"center": "mean", "order": 4, "coefficients": (1.0, 0.5, 0.25, 0.1, 0.5)},
     "centre, decay per token, mask": {"center": "mean", "rates": "token", "mask": True},
+    "centre, decay per token, mask, sums": {"center": "mean", "rates": "token", "mask": True, "normalize": False},
 }
 
 
@@ -37,7 +40,7 @@ def arguments(b, h, n, kind):
     """Tensor arguments and the others of a kind of call."""
     rates = {"head": (h,), "token": (b, h, n)}.get(kind.get("rates"))
     inputs = qkv(b=b, h=h, n=n) | ({"log_decay": some_decay(*rates)} if rates else {})
-    options = {name: value for name, value in kind.items() if name in ("order", "scale", "coefficients", "center")}
+    options = {name: value for name, value in kind.items() if name in PASSED}
     return inputs, options | {"key_mask": some_mask(b, n) if kind.get("mask") else None}
 
 
@@ -62,7 +65,11 @@ def taylor_reference(x, causal, options):
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("kind", ["plain", "decay per token, mask", "coefficients", "centre, decay per token, mask"])
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "decay per token, mask", "coefficients", "sums", "centre, decay per token, mask",
+     "centre, decay per token, mask, sums"],
+)  # fmt: skip
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_loops(form, kind, causal):
     """A few cases against the loops themselves, with nothing between."""

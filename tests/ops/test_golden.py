@@ -7,10 +7,11 @@ import oracle
 import pytest
 import torch
 
+from tsla.mixers import TaylorShiftAttention
 from tsla.ops import taylor_attention, taylor_feature_map
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "taylor.json").read_text())
-CASES = GOLDEN["attention"]
+CASES, SHIFTED = GOLDEN["attention"], GOLDEN["taylorshift"]
 FEATURES = GOLDEN["features of (1, 2), divided by 2 ** 0.25"]
 DIGITS = {"rtol": 0, "atol": 1e-9}
 
@@ -53,6 +54,17 @@ def test_denominator_from_the_state(qkv, name, impl):
         state = taylor_attention(*(x[:, :, :keys] for x in qkv), **some).state
         z = taylor_feature_map(q * case.get("scale", 2**-0.5)) @ state.z[0, 0]
         assert z.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+@pytest.mark.parametrize("case", SHIFTED.values(), ids=SHIFTED.keys())
+def test_taylorshift(qkv, case, impl):
+    layer = TaylorShiftAttention(
+        2, heads=1, head_dim=2, value_dim=1, scale_output=case.get("scale_output", False), impl=impl
+    ).double()
+    torch.nn.init.constant_(layer.temperature, case["temperature"])
+    out = layer.attend(*qkv, torch.empty(1, 3, 2), None)
+    torch.testing.assert_close(out[0, 0, :, 0], tensor(case["output"]), **DIGITS)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -15,7 +15,7 @@ from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import ValidationError
 
 from tsla.config.options import ConfigError, as_argument, check_options, did_you_mean
-from tsla.config.schema import GROUPS, Config
+from tsla.config.schema import GROUPS, Config, members
 from tsla.config.validate import find_problems
 
 
@@ -139,16 +139,6 @@ def read(path: Path) -> Config:
     if missing := [f.name for f in fields(Config) if f.name not in data]:  # defaults would make it another run
         raise ConfigError([f"{path} lacks {', '.join(missing)}: it is cut off"])
     return config
-
-
-def members(group: str) -> dict[str, type]:
-    """The dataclasses of a group by the names each goes by."""
-    union = GROUPS[group]
-    found = {}
-    for cls in get_args(union) or (union,):
-        (name,) = (f for f in fields(cls) if f.name == "name")
-        found.update(dict.fromkeys(name.metadata["choices"], cls))
-    return found
 
 
 def _checked(data: Mapping[str, Any], problems: list[str]) -> Config:

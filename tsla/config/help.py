@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from tsla.config.compose import group_choices, members
+from tsla.config.compose import group_choices
 from tsla.config.options import spell
-from tsla.config.schema import GROUPS, Config, HeadsConfig
+from tsla.config.schema import GROUPS, Config, HeadsConfig, members
 
 
 def options_text() -> str:

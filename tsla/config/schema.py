@@ -5,17 +5,19 @@ A group with several members is a union; the member is found by its `name`. Noth
 
 # ruff: noqa: RUF009 - `option` makes a dataclass field, and a new list for each config
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 from tsla.config.options import option
 
 FORMS = ("auto", "direct", "linear")
 CENTERS = ("zero", "mean")
+ROOTS = ("none", "value", "sigmoid")
+DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
-MIXERS = ("none", "taylor", "taylorshift", "softmax", "window")
+MIXERS = ("none", "taylor", "taylorshift", "taylor_poly", "softmax", "window")
 
 
 @dataclass
@@ -83,12 +85,16 @@ class FilesConfig:
 class NoneConfig:
     """No mixing: the control row."""
 
+    directions = DIRECTIONS
+
     name: str = option("none", "the mechanism", choices=("none",))
 
 
 @dataclass
 class HeadsConfig:
     """The options of every mixer with heads."""
+
+    directions = DIRECTIONS  # what model.causal may ask of it; no option, so without an annotation
 
     name: str = option("", "the mechanism")
     heads: int = option(8, "query heads, local ones included", low=1)
@@ -97,6 +103,7 @@ class HeadsConfig:
     kv_heads: int | None = option(None, "key/value heads; null = heads, 1 = multi-query", low=1)
     gate: bool = option(False, "multiply each head's output by a sigmoid of its token")
     qk_norm: bool = option(False, "RMS-normalise queries and keys")
+    bias: bool = option(False, "biases on the projections")
     dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
     output_projection: bool = option(True, "mix the heads by a last linear layer")
     token_shift: bool = option(False, "read half of each token's channels from the token before it")
@@ -127,6 +134,20 @@ class TaylorShiftConfig(HeadsConfig):
     c: float = option(1.0, "of every pair", low=0)
     normalize: bool = option(True, "divide queries and keys by their length")
     scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
+    impl: str = option("auto", "form of the computation", choices=FORMS)
+
+
+@dataclass
+class TaylorPolyConfig(HeadsConfig):
+    """Poly-attention of order 2 with Taylor weights: tokens read others through a middle one."""
+
+    directions = frozenset({"bidirectional"})
+    name: str = option("taylor_poly", "the mechanism", choices=("taylor_poly",))
+    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
+    qk_norm: bool = option(True, "RMS-normalise the three queries; their scores are not scaled otherwise")
+    order: int = option(2, "even degree of the polynomial", low=0)
+    normalize_first: bool = option(False, "average at the middle token; else it counts by what it has seen")
+    root: str = option("none", "multiply outputs by a projection of their token, or by its sigmoid", choices=ROOTS)
     impl: str = option("auto", "form of the computation", choices=FORMS)
 
 
@@ -223,7 +244,7 @@ class TensorboardLoggerConfig:
 
 
 TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
-MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | SoftmaxConfig | WindowConfig
+MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
 ModelConfig = EncoderConfig
 OptimConfig = AdamWConfig
 LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig
@@ -255,3 +276,13 @@ GROUPS: dict[str, Any] = {
     "trainer": TrainerConfig,
     "logger": LoggerConfig,
 }
+
+
+def members(group: str) -> dict[str, Any]:
+    """The dataclasses of a group by the names each goes by."""
+    union = GROUPS[group]
+    found = {}
+    for cls in get_args(union) or (union,):
+        (name,) = (f for f in fields(cls) if f.name == "name")
+        found.update(dict.fromkeys(name.metadata["choices"], cls))
+    return found

@@ -10,7 +10,9 @@ from tsla.config.schema import (
     MqarConfig,
     NoneConfig,
     TaylorConfig,
+    TaylorPolyConfig,
     TaylorShiftConfig,
+    members,
 )
 
 
@@ -71,9 +73,10 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
 
 def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
+    yield from _directions(config)
     if isinstance(mixer, NoneConfig):
         return
-    if isinstance(mixer, TaylorConfig) and mixer.order % 2:
+    if isinstance(mixer, TaylorConfig | TaylorPolyConfig) and mixer.order % 2:
         yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
     if isinstance(mixer, TaylorConfig) and mixer.center == "mean" and mixer.order == 0:
         yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
@@ -94,6 +97,13 @@ def _mixer(config: Config) -> Iterator[str]:
     width = mixer.heads * (mixer.value_dim or model.dim // mixer.heads)
     if not mixer.output_projection and width != model.dim:
         yield f"mixer.output_projection=false needs heads * value_dim ({width}) equal to model.dim ({model.dim})"
+
+
+def _directions(config: Config) -> Iterator[str]:
+    causal, known = config.model.causal, members("mixer")
+    for name in dict.fromkeys((config.mixer.name, *config.model.layers)):
+        if ("causal" if causal else "bidirectional") not in (able := known[name].directions):
+            yield f"mixer={name} needs model.causal={str(not causal).lower()}: it is {', '.join(able)} only"
 
 
 def _model(config: Config) -> Iterator[str]:

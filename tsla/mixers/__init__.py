@@ -5,6 +5,7 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
+from tsla.mixers.taylor_poly import TaylorPolyAttention
 from tsla.mixers.taylorshift import TaylorShiftAttention
 from tsla.mixers.token_shift import TokenShift
 from tsla.mixers.window import WindowAttention
@@ -18,6 +19,7 @@ __all__ = [
     "SoftmaxAttention",
     "State",
     "TaylorAttention",
+    "TaylorPolyAttention",
     "TaylorShiftAttention",
     "TokenShift",
     "WindowAttention",

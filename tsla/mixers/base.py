@@ -124,6 +124,7 @@ class HeadOptions(TypedDict, total=False):
     rotary: bool
     gate: bool
     qk_norm: bool
+    bias: bool
     dropout: float
     output_projection: bool
 
@@ -143,7 +144,7 @@ class HeadNorm(nn.Module):
 
 
 class HeadMixer(Mixer):
-    """A mixer with heads: bias-free projections around `attend`, which the mechanism defines.
+    """A mixer with heads: projections around `attend`, which the mechanism defines.
 
     Args:
         dim: model width.
@@ -155,6 +156,7 @@ class HeadMixer(Mixer):
         rotary: rotary positions on queries and keys, before any feature map.
         gate: multiply each head's output by a sigmoid of the token it belongs to.
         qk_norm: RMS-normalise queries and keys per head, with a learned scale.
+        bias: on all projections; that of the gate always has one.
         dropout: on the output.
         output_projection: False returns the concatenated heads, ``(b, n, width)``.
 
@@ -167,7 +169,7 @@ class HeadMixer(Mixer):
     def __init__(
         self, dim: int, *, heads: int = 8, head_dim: int | None = None, value_dim: int | None = None,
         kv_heads: int | None = None, causal: bool = False, rotary: bool = False, gate: bool = False,
-        qk_norm: bool = False, dropout: float = 0.0, output_projection: bool = True,
+        qk_norm: bool = False, bias: bool = False, dropout: float = 0.0, output_projection: bool = True,
     ) -> None:  # fmt: skip
         head_dim = self.default_head_dim if head_dim is None else head_dim
         for name, size in (("dim", dim), ("heads", heads), ("head_dim", head_dim), ("value_dim", value_dim)):
@@ -184,13 +186,13 @@ class HeadMixer(Mixer):
         super().__init__(dim, width=heads * value_dim, causal=causal)
         self.heads, self.kv_heads, self.rotary = heads, kv_heads, rotary
         self.head_dim, self.value_dim = head_dim, value_dim
-        self.to_q = nn.Linear(dim, heads * self.head_dim, bias=False)
-        self.to_k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.to_v = nn.Linear(dim, kv_heads * self.value_dim, bias=False)
+        self.to_q = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.to_k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.to_v = nn.Linear(dim, kv_heads * self.value_dim, bias=bias)
         self.q_norm = HeadNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(self.head_dim) if qk_norm else nn.Identity()
         self.to_gate = nn.Linear(dim, heads) if gate else None
-        self.to_out = nn.Linear(self.width, dim, bias=False) if output_projection else nn.Identity()
+        self.to_out = nn.Linear(self.width, dim, bias=bias) if output_projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -23,13 +23,15 @@ class HeadSplit(Mixer):
     Args:
         far: the mechanism, built with ``output_projection=False``.
         near: windowed softmax for the local heads, built likewise; of the same width and direction.
+        bias: of the output projection.
         dropout: on the output.
         output_projection: False returns the concatenated heads.
     """
 
     def __init__(
-        self, far: Mixer, near: WindowAttention, *, dropout: float = 0.0, output_projection: bool = True
-    ) -> None:
+        self, far: Mixer, near: WindowAttention, *, bias: bool = False, dropout: float = 0.0,
+        output_projection: bool = True,
+    ) -> None:  # fmt: skip
         if (far.dim, far.causal) != (near.dim, near.causal):
             raise ValueError(
                 f"both parts need one dim and direction, got dim {far.dim} and {near.dim}, "
@@ -41,7 +43,7 @@ class HeadSplit(Mixer):
         self.supports = far.supports & near.supports
         super().__init__(far.dim, width=far.width + near.width, causal=far.causal)
         self.far, self.near = far, near
-        self.to_out = nn.Linear(self.width, far.dim, bias=False) if output_projection else nn.Identity()
+        self.to_out = nn.Linear(self.width, far.dim, bias=bias) if output_projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def mix(

@@ -3,6 +3,7 @@
 from tsla.ops.attention import linear_attention, taylor_attention
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.feature_map import taylor_feature_dim, taylor_feature_map
+from tsla.ops.poly import taylor_poly_attention
 from tsla.ops.rotary import rotary
 from tsla.ops.types import Attended, KernelState
 from tsla.ops.window import window_attention
@@ -16,5 +17,6 @@ __all__ = [
     "taylor_crossover",
     "taylor_feature_dim",
     "taylor_feature_map",
+    "taylor_poly_attention",
     "window_attention",
 ]

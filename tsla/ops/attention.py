@@ -25,8 +25,8 @@ DEFAULT_CHUNK = 64
 def taylor_attention(
     q: Tensor, k: Tensor, v: Tensor, *, order: int = 2, coefficients: Sequence[float] | None = None,
     center: str = "zero", scale: float | None = None, causal: bool = False, key_mask: Tensor | None = None,
-    log_decay: Tensor | None = None, state: KernelState | None = None, return_state: bool | None = None,
-    impl: str = "auto", chunk_size: int | None = None,
+    log_decay: Tensor | None = None, normalize: bool = True, state: KernelState | None = None,
+    return_state: bool | None = None, impl: str = "auto", chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
     """Attention whose weight of a pair is the Taylor polynomial of exp: w_ij = sum_{p <= order} (scale q_i.k_j)^p / p!.
 
@@ -48,6 +48,8 @@ def taylor_attention(
         causal: query i sees keys 0..i, and all that `state` holds. Needs n == m.
         key_mask: ``(b, m)`` bool, True = real. A masked key adds nothing, not even its decay.
         log_decay: ``(h,)`` or ``(b, h, n)``, <= 0; weights get the factor exp(-|c_i - c_j|), c the running sum.
+        normalize: divide by sum_j w_ij; else return the plain sum, which grows with m: give float32 where float16 or
+            bfloat16 could not hold it.
         state: what earlier calls have seen (their returned state).
         return_state: return the state after the last key; None means True when causal, else False.
         impl: ``"direct"`` (n x m weights), ``"linear"`` (feature sums), or ``"auto"``: the one with fewer operations.
@@ -68,7 +70,7 @@ def taylor_attention(
         q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, kernel, causal=causal,
         key_mask=key_mask, log_decay=log_decay, state=state, return_state=return_state, impl=impl,
         short=2 * n * m <= (n + m) * taylor_crossover(d, order=order), chunk=chunk_size,
-        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=True, centered=center == "mean",
+        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=normalize, centered=center == "mean",
     )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)
 

@@ -1,0 +1,52 @@
+"""The field's packages as oracles: what of them can be run here, without what they would pull in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+
+class CausalDotProduct:
+    """What fast_transformers, C++ that pip does not have, computes for taylor-series-linear-attention."""
+
+    @staticmethod
+    def apply(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2)).tril() @ v
+
+
+@contextmanager
+def causal_product() -> Iterator[None]:
+    """While it lasts, ``fast_transformers.causal_product`` can be imported."""
+    stubs = {}
+    for name in ("fast_transformers", "fast_transformers.causal_product"):
+        stubs[name] = ModuleType(name)
+        stubs[name].__spec__ = ModuleSpec(name, None)
+        stubs[name].CausalDotProduct = CausalDotProduct  # type: ignore[attr-defined]
+    with patch.dict("sys.modules", stubs):
+        yield
+
+
+def fla(path: str) -> ModuleType:
+    """A file of fla-core by its path, such as ``ops/based/naive.py``: importing the package would need Triton."""
+    try:
+        file = distribution("fla-core").locate_file(f"fla/{path}")
+    except PackageNotFoundError:
+        pytest.skip("fla-core is not installed")
+    spec = spec_from_file_location(f"fla_{path.replace('/', '_')}", str(file))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def without_eps(attend, v: Tensor) -> Tensor:
+    """What `attend` gives of v when it divides by a sum plus eps, but without that eps: it scales all columns alike."""
+    out = attend(torch.cat([v, torch.ones_like(v[..., :1])], dim=-1))
+    return out[..., :-1] / out[..., -1:]
