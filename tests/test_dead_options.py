@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
+from tsla.config.compose import command_of
 from tsla.run import initial_model
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
@@ -153,6 +154,7 @@ CASES: dict[str, dict[str, Case]] = {
         "data_dir": Case(data, ("here", "there"), ROWS),
         "init_from": Case(start, ("null", "nowhere"), (), "No such file or directory: 'nowhere/model/config.json'"),
         "dry_run": Case(outcome, ("false", "true")),
+        "frozen": Case(command_of, ("[]", "[mixer.crossover]"), ("mixer.crossover=30",)),
     },
     "ListOpsConfig": {
         "name": Case(data, ("listops_short", "listops"), ROWS),
@@ -204,6 +206,7 @@ CASES: dict[str, dict[str, Case]] = {
         "center": Case(model, ("zero", "mean")),
         "decay": Case(model, ("none", "fixed", "selective")),
         "impl": Case(model, ("direct", "linear")),
+        "crossover": Case(model, ("0", "50")),
     },
     "TaylorShiftConfig": {
         "name": Case(model, ("taylorshift", "taylor")),
@@ -214,6 +217,7 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize": Case(model, ("true", "false"), SHIFT),
         "scale_output": Case(model, ("true", "false"), SHIFT),
         "impl": Case(model, ("direct", "linear"), SHIFT),
+        "crossover": Case(model, ("0", "50"), SHIFT),
     },
     "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
     "WindowConfig": {

@@ -126,19 +126,20 @@ def _new_run(config: "Config", *, resume: bool) -> int:
         from tsla.dry_run import dry_run
 
         return dry_run(config)
-    from tsla.run import start, train, unfinished
+    from tsla.run import begun, start, train, unfinished
+    from tsla.training.run_dir import RunDir
 
     try:
         path = unfinished(config) if resume else None
     except ValueError as error:
         raise UsageError(str(error)) from None
     if path is not None:
-        return _resume(config, path, "fall back")
+        return _resume(begun(config, RunDir(path)), path, "fall back")
     try:
         run = start(config)
     except OSError as error:
         raise UsageError(str(error)) from None
-    return train(config, run, "new")
+    return train(begun(config, run), run, "new")
 
 
 def _resume(config: "Config", path: Path, how: "Resume") -> int:

@@ -15,6 +15,8 @@ CENTERS = ("zero", "mean")
 DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
+CROSSOVER = "length from which impl=auto takes the linear form; null = measured, else counted"
+FREEZABLE = ("mixer.crossover",)
 MIXERS = ("none", "taylor", "taylorshift", "softmax", "window")
 
 
@@ -113,6 +115,7 @@ class TaylorConfig(HeadsConfig):
     center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
     decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
     impl: str = option("auto", "form of the computation", choices=FORMS)
+    crossover: float | None = option(None, CROSSOVER, low=0)
 
 
 @dataclass
@@ -127,6 +130,7 @@ class TaylorShiftConfig(HeadsConfig):
     normalize: bool = option(True, "divide queries and keys by their length")
     scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
     impl: str = option("auto", "form of the computation", choices=FORMS)
+    crossover: float | None = option(None, CROSSOVER, low=0)
 
 
 @dataclass
@@ -243,6 +247,7 @@ class Config:
     data_dir: str = option("data", "where tasks keep what they generate")
     init_from: str | None = option(None, "a run whose weights to start from; a head of another task stays new")
     dry_run: bool = option(False, "only tell shapes, parameters, memory and time, after two steps")
+    frozen: list[str] = option([], "written by a run: options that were null until it began", choices=FREEZABLE)
 
 
 GROUPS: dict[str, Any] = {
