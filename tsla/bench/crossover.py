@@ -54,6 +54,8 @@ def bench_crossover(options: CrossoverOptions, console: Console) -> int:
         machine = this_machine()
         console.print(f"{machine.processor}, torch {machine.torch}, {machine.threads} threads; "
                       f"torch's matmul: {matmul_rate() / 1e9:.0f} GFLOP/s", highlight=False)  # fmt: skip
+        console.print("SDPA is torch's softmax attention, q, k and v padded to one width (its fast kernel's) untimed",
+                      highlight=False)  # fmt: skip
         kinds = list(product(options.d, options.e, options.causal, options.backward))
         found = []
         for place, (d, e, causal, backward) in enumerate(kinds, 1):

@@ -22,8 +22,9 @@ def draw_crossover(rows: Sequence[Row], stem: Path) -> None:
         hues = dict(zip(sorted({row["e"] for row in rows}), HUES * 99, strict=False))
         for (causal, backward), axis in zip(kinds, axes, strict=True):
             own = [row for row in rows if (row["causal"], row["backward"]) == (causal, backward)]
-            for e, hue in hues.items():
-                _lines(axis, sorted((row for row in own if row["e"] == e), key=lambda row: row["d"]), e, hue)
+            for place, (e, hue) in enumerate(hues.items()):
+                aside = 1.05 ** (place - (len(hues) - 1) / 2)
+                _lines(axis, sorted((row for row in own if row["e"] == e), key=lambda row: row["d"]), e, hue, aside)
             axis.set_title(f"{DIRECTIONS[causal]}, {PASSES[backward]}")
             axis.set(xscale="log", yscale="log")
             _ticks(axis.xaxis, sorted({row["d"] for row in rows}))
@@ -37,7 +38,7 @@ def draw_crossover(rows: Sequence[Row], stem: Path) -> None:
         save(figure, stem, "")
 
 
-def _lines(axis: Any, rows: Sequence[Row], e: int, hue: str) -> None:
+def _lines(axis: Any, rows: Sequence[Row], e: int, hue: str, aside: float) -> None:
     """One e: the measured crossover with direct, that with SDPA, and what counting says."""
     widths = [row["d"] for row in rows]
     low, high = min(widths), max(widths)
@@ -53,9 +54,9 @@ def _lines(axis: Any, rows: Sequence[Row], e: int, hue: str) -> None:
         axis.plot(*zip(*points, strict=True) if points else ([], []), marker="o" if filled else "s",
                   linewidth=1.6 if filled else 0.8, **style)  # fmt: skip
         for row in rows:
-            if row[names[0]] is None:  # beyond what was measured, that way
+            if row[names[0]] is None:  # beyond what was measured, that way; those of several e side by side
                 up = row[names[2]] is None
-                axis.plot(row["d"], row[names[1 if up else 2]], marker="^" if up else "v", **style)
+                axis.plot(row["d"] * aside, row[names[1 if up else 2]], marker="^" if up else "v", **style)
 
 
 def _legend(figure: Any, axis: Any, hues: Mapping[int, str]) -> None:
@@ -97,6 +98,9 @@ def draw_heads(swept: Sequence[Heads], width: int, length: int, stem: Path) -> N
                     axis.plot([one.heads for one in own], [value(one) for one in own], color=hue, marker="o",
                               markersize=4, linewidth=1.6, linestyle=(0, (4, 2)) if backward else "-",
                               label=f"{form}" + f", {PASSES[backward]}" * by_pass)  # fmt: skip
+                    if axis is axes[0]:
+                        quartiles = [[1e6 * getattr(one, f"quartile_{q}") / length for one in own] for q in (1, 3)]
+                        axis.fill_between([one.heads for one in own], *quartiles, color=hue, alpha=0.15, linewidth=0)
             axis.set_title(title)
             axis.set(xscale="log", yscale="log")
             axis.yaxis.set_major_formatter(_plain)
