@@ -1,10 +1,22 @@
-"""Every test starts from the same random numbers, on one thread, with uninitialised memory that shows."""
+"""Every test starts from the same random numbers, on one thread, with uninitialised memory that shows.
 
+None sees what the user has measured: the cache is an empty folder, here and in processes that tests start.
+"""
+
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+EMPTY = tempfile.TemporaryDirectory(prefix="tsla-cache-")
+os.environ["TSLA_CACHE"] = EMPTY.name
+
+
+def pytest_unconfigure() -> None:
+    EMPTY.cleanup()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
+from tsla.config.compose import command_of
 from tsla.run import initial_model
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
@@ -156,6 +157,7 @@ CASES: dict[str, dict[str, Case]] = {
         "data_dir": Case(data, ("here", "there"), ROWS),
         "init_from": Case(start, ("null", "nowhere"), (), "No such file or directory: 'nowhere/model/config.json'"),
         "dry_run": Case(outcome, ("false", "true")),
+        "frozen": Case(command_of, ("[]", "[mixer.crossover]"), ("mixer.crossover=30",)),
     },
     "ListOpsConfig": {
         "name": Case(data, ("listops_short", "listops"), ROWS),
@@ -207,6 +209,7 @@ CASES: dict[str, dict[str, Case]] = {
         "center": Case(model, ("zero", "mean")),
         "decay": Case(model, ("none", "fixed", "selective")),
         "impl": Case(model, ("direct", "linear")),
+        "crossover": Case(model, ("0", "50")),
     },
     "TaylorShiftConfig": {
         "name": Case(model, ("taylorshift", "taylor")),
@@ -217,6 +220,7 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize": Case(model, ("true", "false"), SHIFT),
         "scale_output": Case(model, ("true", "false"), SHIFT),
         "impl": Case(model, ("direct", "linear"), SHIFT),
+        "crossover": Case(model, ("0", "50"), SHIFT),
     },
     "TaylorPolyConfig": {
         "name": Case(model, ("taylor_poly", "taylor")),
@@ -225,6 +229,7 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize_first": Case(model, ("false", "true"), POLY),
         "root": Case(model, ("none", "value", "sigmoid"), POLY),
         "impl": Case(model, ("direct", "linear"), POLY),
+        "crossover": Case(model, ("0", "50"), POLY),
     },
     "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
     "WindowConfig": {

@@ -12,6 +12,7 @@ import torch
 
 import tsla
 from tsla import cli
+from tsla.bench.options import parse_crossover
 from tsla.config import compose
 from tsla.config.grid import cells_of, read_suite, suite_of
 
@@ -66,6 +67,8 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
         case ["tsla", "eval" | "report" | "predict", *_]:
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err
+        case ["tsla", "bench", "crossover", *arguments]:
+            assert parse_crossover(arguments)
         case [script, *_] if script.startswith("scripts/"):
             assert (ROOT / script).is_file()
         case _:
@@ -96,7 +99,7 @@ def test_inline_commands_compose():
     found = re.findall(r"`(tsla [^`]+)`", README)
     for command in found:
         words = shlex.split(command)
-        assert words[1] in ("train", "suite", "report", "data", "--help", "--version"), command
+        assert words[1] in ("train", "suite", "report", "data", "bench", "--help", "--version"), command
         if words[1] == "suite":
             assert not words[2:] or cells_of(read_suite(ROOT / words[2]))
         if words[1] == "train" and "--help" not in words and not any("resume" in word for word in words):

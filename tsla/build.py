@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from tsla.config import Config, ConfigError
-from tsla.config.compose import parse_group
+from tsla.config.compose import freeze, parse_group
 from tsla.config.schema import (
     CsvLoggerConfig,
     DigitsConfig,
@@ -19,6 +19,7 @@ from tsla.config.schema import (
     MixerConfig,
     MqarConfig,
     NoneConfig,
+    PolynomialConfig,
     SoftmaxConfig,
     TaylorConfig,
     TaylorPolyConfig,
@@ -42,6 +43,8 @@ from tsla.mixers import (
 from tsla.mixers.base import HeadOptions
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 from tsla.models.pretrained import load_weights, read_model_config, save_model
+from tsla.ops import taylor_crossover
+from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
 from tsla.tasks.files import Files
@@ -49,7 +52,7 @@ from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
 from tsla.training.clock import Limits
-from tsla.training.fit import FitSettings
+from tsla.training.fit import FitSettings, pick_device
 from tsla.training.loggers import tensorboard_logger, wandb_logger
 from tsla.training.optim import OptimSettings
 
@@ -97,17 +100,18 @@ def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
         case TaylorConfig():
             return TaylorAttention(
                 model.dim, order=config.order, center=config.center, decay=config.decay, impl=config.impl,
-                **_head_options(config, model),
+                crossover=config.crossover, **_head_options(config, model),
             )  # fmt: skip
         case TaylorShiftConfig():
             return TaylorShiftAttention(
                 model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
-                scale_output=config.scale_output, impl=config.impl, **_head_options(config, model),
+                scale_output=config.scale_output, impl=config.impl, crossover=config.crossover,
+                **_head_options(config, model),
             )  # fmt: skip
         case TaylorPolyConfig():
             return TaylorPolyAttention(
                 model.dim, order=config.order, normalize_first=config.normalize_first, root=config.root,
-                impl=config.impl, **_head_options(config, model),
+                impl=config.impl, crossover=config.crossover, **_head_options(config, model),
             )  # fmt: skip
         case SoftmaxConfig():
             return SoftmaxAttention(model.dim, **_head_options(config, model))
@@ -135,7 +139,7 @@ def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
 
 def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Model:
     """The model of a task. A pattern of layers takes its other mixers with the chosen mixer's heads."""
-    pattern = [_named_mixer(name, mixer) for name in model.layers] or [mixer]
+    pattern = [_named_mixer(name, mixer, model) for name in model.layers] or [mixer]
     encoder = Encoder(
         vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth,
         mixer=lambda layer: build_mixer(pattern[layer % len(pattern)], model),
@@ -149,15 +153,43 @@ def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Mod
     return SequenceClassifier(encoder, num_classes=spec.outputs, pool=model.pool, dropout=model.dropout)
 
 
-def _named_mixer(name: str, chosen: MixerConfig) -> MixerConfig:
-    """The chosen mixer itself, or another mechanism with its heads and widths."""
+def _named_mixer(name: str, chosen: MixerConfig, model: EncoderConfig) -> MixerConfig:
+    """The chosen mixer itself, or another mechanism with its heads and widths, and its crossover if it has one.
+
+    If not, the counted one: the config has no place for a measured one, by which a run could be repeated.
+    """
     if name == chosen.name:
         return chosen
     other = members("mixer")[name]
     if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
         return other()
     shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}
-    return other(**shared)
+    made = other(**shared)
+    if isinstance(made, PolynomialConfig):
+        chosen_one = chosen.crossover if isinstance(chosen, PolynomialConfig) else None
+        counted = taylor_crossover(made.head_dim or model.dim // made.heads)
+        made = replace(made, crossover=counted if chosen_one is None else chosen_one)
+    return made
+
+
+def frozen(config: Config) -> Config:
+    """`config` with the number by which ``mixer.impl=auto`` will choose, where it leaves that to what is measured.
+
+    Later measurements, and other machines, then change nothing in a run that has begun.
+    """
+    mixer, model = config.mixer, config.model
+    if not isinstance(mixer, PolynomialConfig) or mixer.impl != "auto" or mixer.crossover is not None:
+        return config
+    try:
+        device = pick_device(config.trainer.accelerator).type
+    except ValueError:  # told when the run wants it
+        return config
+    crossover = auto_crossover(
+        mixer.head_dim or model.dim // mixer.heads, mixer.value_dim or model.dim // mixer.heads,
+        order=2 if isinstance(mixer, TaylorShiftConfig) else mixer.order, causal=model.causal, backward=True,
+        device=device,
+    )  # fmt: skip
+    return freeze(config, {"crossover": round(crossover, 2)})
 
 
 def mixer_name(config: Config) -> str:

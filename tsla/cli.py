@@ -30,6 +30,9 @@ tsla trains and compares transformers with linear-cost attention.
                                   what a trained run says of new inputs
   tsla data inspect PATH [key=value ...]
                                   what is in your files, and how to train on it
+  tsla bench crossover [key=value ...]
+                                  from which length on the linear form is faster
+                                  here; mixer.impl=auto then goes by it
   tsla info                       versions and machine
   tsla --help | --version
 
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
         "train": _train, "suite": _suite, "report": _report, "eval": _eval, "predict": _predict, "data": _data,
-        "info": _info,
+        "bench": _bench, "info": _info,
     }  # fmt: skip
     try:
         match arguments:
@@ -126,19 +129,20 @@ def _new_run(config: "Config", *, resume: bool) -> int:
         from tsla.dry_run import dry_run
 
         return dry_run(config)
-    from tsla.run import start, train, unfinished
+    from tsla.run import begun, start, train, unfinished
+    from tsla.training.run_dir import RunDir
 
     try:
         path = unfinished(config) if resume else None
     except ValueError as error:
         raise UsageError(str(error)) from None
     if path is not None:
-        return _resume(config, path, "fall back")
+        return _resume(begun(config, RunDir(path)), path, "fall back")
     try:
         run = start(config)
     except OSError as error:
         raise UsageError(str(error)) from None
-    return train(config, run, "new")
+    return train(begun(config, run), run, "new")
 
 
 def _resume(config: "Config", path: Path, how: "Resume") -> int:
@@ -222,7 +226,7 @@ def _split(arguments: list[str], **defaults: str) -> tuple[list[Path], dict[str,
     return paths, options
 
 
-# tsla eval, predict, data, info ---------------------------------------------------------------------------------------
+# tsla eval, predict, data, bench, info --------------------------------------------------------------------------------
 
 
 def _eval(arguments: list[str]) -> int:
@@ -290,6 +294,28 @@ def _data(arguments: list[str]) -> int:
             raise UsageError("data takes: inspect PATH [key=value ...], the options those of task=files")
     print(text)
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from tsla.bench.options import parse_crossover
+    from tsla.config import ConfigError
+    from tsla.config.options import did_you_mean
+
+    match arguments:
+        case ["crossover", *rest]:
+            try:
+                options = parse_crossover(rest)
+            except ConfigError as error:
+                raise _usage("these options do not work:", error) from None
+        case [name, *_]:
+            raise UsageError(f"bench has no {name!r}{did_you_mean(name, ['crossover'])}: it takes crossover")
+        case _:
+            raise UsageError("bench takes: crossover [key=value ...]")
+    from rich.console import Console
+
+    from tsla.bench.crossover import bench_crossover
+
+    return bench_crossover(options, Console())
 
 
 def _info(arguments: list[str]) -> int:

@@ -37,17 +37,23 @@ Resume = Literal["new", "exact", "fall back"]  # a new run; from its last checkp
 
 
 def start(config: Config) -> RunDir:
-    """Make the folder of a new run and write its config there, before anything else.
+    """Make the folder of a new run and write its config there, before anything else, with what it leaves open settled.
 
     Raises:
         OSError: the folder exists and holds something, or cannot be made.
     """
     if not _is_main():  # a further process of a run on several devices: the first one has made the folder
         return RunDir(Path(os.environ["TSLA_RUN_DIR"]))
+    config = build.frozen(config)
     run = new_run_dir(config.run_dir, config.experiment)
     with _alone(run):
         write_text(run.config, to_yaml(config))
     return run
+
+
+def begun(config: Config, run: RunDir) -> Config:
+    """`config` as its run has settled it, in the folder that `config` names."""
+    return replace(read(run.config), run_dir=config.run_dir)
 
 
 def unfinished(config: Config) -> Path | None:

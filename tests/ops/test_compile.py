@@ -6,7 +6,7 @@ from cases import agree, qkv, some_decay, some_mask
 from torch.export import Dim
 
 from tsla import Encoder, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
-from tsla.ops import taylor_attention, window_attention
+from tsla.ops import measured, taylor_attention, window_attention
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,6 +38,21 @@ def test_direct_form_is_one_graph(decayed, causal):
     mask = some_mask(2, 20)
     options = {"causal": causal, "key_mask": mask, "impl": "direct", "return_state": False}
     same_when_compiled(lambda **x: taylor_attention(**x, **options).output, inputs(decayed), fullgraph=True)
+
+
+@pytest.mark.parametrize(("crossover", "table"), [(None, False), (None, True), (30.0, False)])
+def test_auto_that_takes_the_direct_form_is_one_graph(crossover, table, tmp_path, monkeypatch):
+    """The table is read while the graph is made, and leaves a number in it."""
+    monkeypatch.setenv("TSLA_CACHE", str(tmp_path))
+    if table:
+        entries = (measured.Measured(3, 5, 4, False, True, 50, 70, 60.0),)
+        text = measured.render({measured.this_machine(): measured.Table("2026-11-22", entries)})
+        measured.table_file().write_text(text)
+    measured.forget()
+    n = 50 if table else 6  # by counts the linear form begins at 9
+    x = qkv(n=n, dtype=torch.float32)
+    same_when_compiled(lambda **x: taylor_attention(**x, crossover=crossover).output, x, fullgraph=True)
+    measured.forget()
 
 
 @CAUSAL

@@ -8,6 +8,7 @@ from cases import qkv
 from torch.utils.flop_counter import FlopCounterMode
 
 import tsla.ops.attention
+from tsla.bench.memory import peak_bytes
 from tsla.ops import linear_attention, taylor_attention, taylor_crossover, taylor_feature_dim
 
 # d, N0, N1 (TaylorShift, arXiv 2403.02920, sections 3.4 and 3.5), and both with each product counted once
@@ -42,9 +43,9 @@ def test_closed_forms(d):
     assert taylor_crossover(d, order=0, resource="memory") == pytest.approx(d + 0.5)
 
 
-def products(n, d, form):
+def products(n, d, form, e=None):
     """Multiplications and additions in the matrix products of a forward pass."""
-    x = qkv(b=1, h=1, g=1, n=n, d=d, e=d, dtype=torch.float32)
+    x = qkv(b=1, h=1, g=1, n=n, d=d, e=e or d, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         taylor_attention(**x, impl=form)
     return counter.get_total_flops()
@@ -58,6 +59,39 @@ def test_counts_are_those_of_the_forms(d):
     linear = 2 * squares + 4 * squares * (d + 1) + 4 * d * (d + 1) + 4 * (d + 1) + d
     assert products(n, d, "linear") == n * (linear - 2 * squares - d) == 4 * n * taylor_feature_dim(d) * (d + 1)
     assert taylor_crossover(d) == pytest.approx(linear / (4 * d + 6))
+
+
+@pytest.mark.parametrize(("d", "e"), [(4, 4), (8, 5), (8, 32)])
+def test_counts_with_values_of_another_width(d, e):
+    n, squares = 96, d * (d + 1) // 2
+    assert products(n, d, "direct", e) == 2 * n * n * (d + e) + 2 * n * n
+    linear = 2 * squares + 4 * squares * (e + 1) + 4 * d * (e + 1) + 4 * (e + 1) + e
+    assert products(n, d, "linear", e) == n * (linear - 2 * squares - e)
+    assert taylor_crossover(d, value_dim=e) == pytest.approx(linear / (2 * (d + e) + 6))
+    assert taylor_crossover(d, value_dim=d) == taylor_crossover(d)
+
+
+def entries(n, d, form, chunk):
+    """Numbers alive at once in a forward pass."""
+    x = qkv(b=1, h=1, g=1, n=n, d=d, e=d, dtype=torch.float32)
+    with torch.no_grad():
+        return peak_bytes(lambda: taylor_attention(**x, impl=form, chunk_size=chunk)) / 4
+
+
+@pytest.mark.parametrize("d", [8, 16, 24])
+def test_memory_is_that_of_the_forms(d):
+    """With one chunk, as the paper counts: the direct form grows with n^2, the linear form with n, and they meet
+    within a factor of two of N1, packed. In chunks the linear form needs far less, and N1 is an upper bound."""
+    short, long = 512, 1024
+    assert 3.4 < entries(long, d, "direct", None) / entries(short, d, "direct", None) < 4
+    one, two, four = (entries(n, d, "linear", n) for n in (256, 512, 1024))
+    assert (four - two) == pytest.approx(2 * (two - one), rel=0.05)
+    n1 = taylor_crossover(d, resource="memory")
+    lengths = range(8, 2 * round(n1) + 8, 4)
+    met = next(n for n in lengths if entries(n, d, "direct", None) > entries(n, d, "linear", n))
+    assert n1 / 2 < met < 2 * n1
+    in_chunks = next(n for n in lengths if entries(n, d, "direct", None) > entries(n, d, "linear", 16))
+    assert in_chunks <= min(met, n1 + 4)  # 4: between the lengths tried
 
 
 FORM = list(inspect.signature(tsla.ops.attention._sums).parameters).index("form")

@@ -6,7 +6,7 @@ Hydra picks and merges the short YAML files of `configs/`; the dataclasses give 
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,7 +64,8 @@ def _merged(choices: Mapping[str, str]) -> dict[str, Any]:
 
 
 def command_of(config: Config) -> str:
-    """The shortest `tsla train ...` that composes to `config`, but for where the run goes."""
+    """The shortest `tsla train ...` that composes to `config`, but for where the run goes and what it has frozen."""
+    config = _thawed(config)
     choices = {"experiment": config.experiment}
     usual = _merged(choices)
     choices |= {group: getattr(config, group).name for group in GROUPS
@@ -82,10 +83,25 @@ def command_of(config: Config) -> str:
 
 
 def differing(a: Config, b: Config) -> list[str]:
-    """The options in which two configs differ, run_dir aside, as ``key: x here, y there``."""
-    here, there = (_flat(asdict(config)) for config in (a, b))
+    """The options in which two configs differ as they were asked for, run_dir aside, as ``key: x here, y there``."""
+    here, there = (_flat(asdict(_thawed(config))) for config in (a, b))
     keys = sorted((here.keys() | there.keys()) - {"run_dir"})
     return [f"{key}: {here.get(key)} here, {there.get(key)} there" for key in keys if here.get(key) != there.get(key)]
+
+
+def freeze(config: Config, values: Mapping[str, float]) -> Config:
+    """`config` with numbers for options of its mixer that are null, by their names, and a note that they were."""
+    names = [f"mixer.{name}" for name in values]
+    mixer: Any = config.mixer
+    return replace(config, mixer=replace(mixer, **values), frozen=[*config.frozen, *names])
+
+
+def _thawed(config: Config) -> Config:
+    """`config` as it was asked for: what a run has frozen is null again."""
+    mixer: Any = config.mixer
+    for name in config.frozen:
+        mixer = replace(mixer, **{name.removeprefix("mixer."): None})
+    return replace(config, mixer=mixer, frozen=[])
 
 
 def _flat(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -136,7 +152,8 @@ def read(path: Path) -> Config:
         config = parse({str(key): value for key, value in data.items()})
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    if missing := [f.name for f in fields(Config) if f.name not in data]:  # defaults would make it another run
+    # Defaults would make it another run, but for what runs before had no need of.
+    if missing := [f.name for f in fields(Config) if f.name not in data and f.name != "frozen"]:
         raise ConfigError([f"{path} lacks {', '.join(missing)}: it is cut off"])
     return config
 

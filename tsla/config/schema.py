@@ -17,6 +17,7 @@ DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
+FREEZABLE = ("mixer.crossover",)
 MIXERS = ("none", "taylor", "taylorshift", "taylor_poly", "softmax", "window")
 
 
@@ -112,43 +113,48 @@ class HeadsConfig:
 
 
 @dataclass
-class TaylorConfig(HeadsConfig):
-    """Taylor-series linear attention."""
+class PolynomialConfig(HeadsConfig):
+    """The options of the mixers that weigh a pair by a polynomial of its score, in a direct and a linear form."""
 
-    name: str = option("taylor", "the mechanism", choices=("taylor",))
     head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
-    order: int = option(2, "even degree of the polynomial", low=0)
-    center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
-    decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
     impl: str = option("auto", "form of the computation", choices=FORMS)
+    crossover: float | None = option(
+        None, "length from which impl=auto takes the linear form; null = measured, else counted", low=0
+    )
 
 
 @dataclass
-class TaylorShiftConfig(HeadsConfig):
+class TaylorConfig(PolynomialConfig):
+    """Taylor-series linear attention."""
+
+    name: str = option("taylor", "the mechanism", choices=("taylor",))
+    order: int = option(2, "even degree of the polynomial", low=0)
+    center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
+    decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
+
+
+@dataclass
+class TaylorShiftConfig(PolynomialConfig):
     """TaylorShift: Taylor attention of unit vectors, weights a s^2 + b s + c."""
 
     name: str = option("taylorshift", "the mechanism", choices=("taylorshift",))
-    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
     a: float = option(0.5, "of the square of the score", above=0)
     b: float = option(1.0, "of the score", low=-100, high=100)
     c: float = option(1.0, "of every pair", low=0)
     normalize: bool = option(True, "divide queries and keys by their length")
     scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
-    impl: str = option("auto", "form of the computation", choices=FORMS)
 
 
 @dataclass
-class TaylorPolyConfig(HeadsConfig):
+class TaylorPolyConfig(PolynomialConfig):
     """Poly-attention of order 2 with Taylor weights: tokens read others through a middle one."""
 
     directions = frozenset({"bidirectional"})
     name: str = option("taylor_poly", "the mechanism", choices=("taylor_poly",))
-    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
     qk_norm: bool = option(True, "RMS-normalise the three queries; their scores are not scaled otherwise")
     order: int = option(2, "even degree of the polynomial", low=0)
     normalize_first: bool = option(False, "average at the middle token; else it counts by what it has seen")
     root: str = option("none", "multiply outputs by a projection of their token, or by its sigmoid", choices=ROOTS)
-    impl: str = option("auto", "form of the computation", choices=FORMS)
 
 
 @dataclass
@@ -266,6 +272,7 @@ class Config:
     data_dir: str = option("data", "where tasks keep what they generate")
     init_from: str | None = option(None, "a run whose weights to start from; a head of another task stays new")
     dry_run: bool = option(False, "only tell shapes, parameters, memory and time, after two steps")
+    frozen: list[str] = option([], "written by a run: options that were null until it began", choices=FREEZABLE)
 
 
 GROUPS: dict[str, Any] = {

@@ -9,6 +9,7 @@ from tsla.config.schema import (
     ListOpsConfig,
     MqarConfig,
     NoneConfig,
+    PolynomialConfig,
     TaylorConfig,
     TaylorPolyConfig,
     TaylorShiftConfig,
@@ -18,7 +19,7 @@ from tsla.config.schema import (
 
 def find_problems(config: Config) -> list[str]:
     """Every problem of a config whose single options are fine, in the order of its groups."""
-    return [*_task(config), *_mixer(config), *_model(config), *_trainer(config)]
+    return [*_task(config), *_mixer(config), *_model(config), *_trainer(config), *_frozen(config)]
 
 
 def _task(config: Config) -> Iterator[str]:
@@ -80,6 +81,8 @@ def _mixer(config: Config) -> Iterator[str]:
         yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
     if isinstance(mixer, TaylorConfig) and mixer.center == "mean" and mixer.order == 0:
         yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
+    if isinstance(mixer, PolynomialConfig) and mixer.crossover is not None and mixer.impl != "auto":
+        yield f"mixer.crossover ({mixer.crossover:g}) needs mixer.impl=auto, got {mixer.impl}"
     if isinstance(mixer, TaylorShiftConfig) and mixer.c < mixer.b**2 / (4 * mixer.a):
         yield (f"mixer.c ({mixer.c}) must be at least b^2 / (4 a) ({mixer.b**2 / (4 * mixer.a):g}): "
                "a s^2 + b s + c would give negative weights")  # fmt: skip
@@ -133,3 +136,10 @@ def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_minutes is None:
         yield "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes: training needs an end"
+
+
+def _frozen(config: Config) -> Iterator[str]:
+    if config.frozen and getattr(config.mixer, "crossover", None) is None:
+        yield f"frozen ({', '.join(config.frozen)}) needs a number at mixer.crossover"
+    if len(set(config.frozen)) < len(config.frozen):
+        yield f"frozen ({', '.join(config.frozen)}) must name an option once"

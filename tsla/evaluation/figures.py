@@ -65,11 +65,11 @@ class Figure(NamedTuple):
 def draw_figures(tables: Sequence[TaskTable], folder: Path) -> list[list[Figure]]:
     """Draw the two figures of every task into `folder` as PNG and SVG; returns those of each task, in order."""
     looks, names = looks_of(tables), _file_names(tables)
-    with _plotting():
+    with plotting():
         return [
             [
-                _save(_curves(table, looks), folder / f"{name}-curves", _curves_caption(table)),
-                _save(_costs(table, looks), folder / f"{name}-costs", _costs_caption(table)),
+                save(_curves(table, looks), folder / f"{name}-curves", _curves_caption(table)),
+                save(_costs(table, looks), folder / f"{name}-costs", _costs_caption(table)),
             ]
             for table, name in zip(tables, names, strict=True)
         ]
@@ -372,7 +372,8 @@ def _file_names(tables: Sequence[TaskTable]) -> list[str]:
     return names
 
 
-def _save(figure: Any, stem: Path, caption: str) -> Figure:
+def save(figure: Any, stem: Path, caption: str) -> Figure:
+    """Write ``stem.png`` and ``stem.svg``; the same figure makes the same files."""
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     figure.savefig(png, dpi=150, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
@@ -380,7 +381,7 @@ def _save(figure: Any, stem: Path, caption: str) -> Figure:
 
 
 @contextmanager
-def _plotting() -> Iterator[None]:
+def plotting() -> Iterator[None]:
     """Our settings, no window system, and no word of letters that the font does not have."""
     import matplotlib
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tsla.evaluation.runs import Confusion, Run, Unfinished, clean, confusion_of, numbered, unfinished
 
 # Options that name a run or say where it lies; runs that differ in these alone are the same experiment.
-NOT_THE_CONFIG = ("seed", "run_dir", "data_dir", "experiment", "dry_run", "logger.")
+NOT_THE_CONFIG = ("seed", "run_dir", "data_dir", "experiment", "dry_run", "frozen", "logger.")
 NOT_THE_DATA = ("task.name", "task.seed", "task.max_length", "task.slices")  # the other task options make a data set
 SHORTENED = ("mixer.", "model.", "optim.", "trainer.")  # groups whose name a label can do without
 MOST_VALUES = 40  # rows of a slice table
@@ -376,8 +376,13 @@ def _setup(run: Run) -> str:
 
 
 def _options(run: Run) -> dict[str, str]:
-    """What makes the run's experiment."""
-    return {key: value for key, value in run.config.items() if not key.startswith(NOT_THE_CONFIG)}
+    """What makes the run's experiment, as it was asked for: what a run has frozen was null."""
+    frozen = run.config.get("frozen", "[]").strip("[]").split(",")
+    return {
+        key: "null" if key in frozen else value
+        for key, value in run.config.items()
+        if not key.startswith(NOT_THE_CONFIG)
+    }
 
 
 def _result(run: Run, key: str) -> Any:

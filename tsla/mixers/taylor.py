@@ -8,7 +8,7 @@ from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
 from tsla.mixers.decay import KINDS, Decay
 from tsla.ops import taylor_attention, taylor_feature_dim
 from tsla.ops.attention import FORMS
-from tsla.ops.checks import check_center, check_choice
+from tsla.ops.checks import check_center, check_choice, check_crossover
 from tsla.ops.feature_map import check_order
 from tsla.ops.types import KernelState, accumulation_dtype
 
@@ -25,7 +25,7 @@ class TaylorAttention(HeadMixer):
         order: even degree of the polynomial.
         center: ``"zero"``, or ``"mean"`` to expand around each query's mean score (see `tsla.ops.taylor_attention`).
         decay: ``"none"``; ``"fixed"`` or ``"selective"`` forgetting, see `Decay`. The state then has every query head.
-        impl: form of the computation, see `tsla.ops.taylor_attention`.
+        impl, crossover: form of the computation, and where auto changes it, see `tsla.ops.taylor_attention`.
         options: as in `HeadMixer`; head_dim defaults to 16, since cost and state grow with its square.
     """
 
@@ -34,11 +34,12 @@ class TaylorAttention(HeadMixer):
 
     def __init__(
         self, dim: int, *, order: int = 2, center: str = "zero", decay: str = "none", impl: str = "auto",
-        **options: Unpack[HeadOptions],
+        crossover: float | None = None, **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         check_order(order)
         super().__init__(dim, **options)
         self.order, self.impl = order, check_choice("impl", impl, FORMS)
+        self.crossover = check_crossover(crossover, impl)
         self.center = check_center(center, order)
         self.decay = None if check_choice("decay", decay, KINDS) == "none" else Decay(dim, self.heads, decay)
         if self.decay is not None:
@@ -48,6 +49,7 @@ class TaylorAttention(HeadMixer):
         return taylor_attention(
             q, k, v, order=self.order, center=self.center, causal=self.causal, key_mask=mask,
             log_decay=None if self.decay is None else self.decay(x), return_state=False, impl=self.impl,
+            crossover=self.crossover,
         ).output  # fmt: skip
 
     def attend_next(
@@ -57,6 +59,7 @@ class TaylorAttention(HeadMixer):
         out, after = taylor_attention(
             q, k, v, order=self.order, center=self.center, causal=True, key_mask=mask,
             log_decay=None if self.decay is None else self.decay(x), state=before, return_state=True, impl=self.impl,
+            crossover=self.crossover,
         )  # fmt: skip
         assert after is not None
         return out, after

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tsla.mixers.base import HeadMixer, HeadNorm, HeadOptions, positions
 from tsla.ops import rotary, taylor_feature_dim, taylor_poly_attention
 from tsla.ops.attention import FORMS
-from tsla.ops.checks import check_choice
+from tsla.ops.checks import check_choice, check_crossover
 from tsla.ops.feature_map import check_order
 from tsla.ops.types import accumulation_dtype
 
@@ -28,7 +28,7 @@ class TaylorPolyAttention(HeadMixer):
         normalize_first: average over k by itself, then over j; else a middle token counts by the weights of its keys.
         root: multiply each output by a projection of the token it belongs to (``"value"``) or by its ``"sigmoid"``, one
             number per channel; or ``"none"``.
-        impl: form of the computation of both attentions, see `tsla.ops.taylor_attention`.
+        impl, crossover: form of the computation of both attentions, see `tsla.ops.taylor_attention`.
         options: as in `HeadMixer`; head_dim defaults to 16, since cost grows with its square, and qk_norm to True.
 
     Raises:
@@ -40,13 +40,14 @@ class TaylorPolyAttention(HeadMixer):
 
     def __init__(
         self, dim: int, *, order: int = 2, normalize_first: bool = False, root: str = "none", impl: str = "auto",
-        **options: Unpack[HeadOptions],
+        crossover: float | None = None, **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         check_order(order)
         settings: HeadOptions = {"qk_norm": True, **options}
         super().__init__(dim, **settings)
         self.order, self.normalize_first = order, normalize_first
         self.root, self.impl = check_choice("root", root, ROOTS), check_choice("impl", impl, FORMS)
+        self.crossover = check_crossover(crossover, impl)
         bias = settings.get("bias", False)
         self.to_middle = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
         self.middle_norm = HeadNorm(self.head_dim) if settings["qk_norm"] else nn.Identity()
@@ -57,8 +58,9 @@ class TaylorPolyAttention(HeadMixer):
         if self.rotary:
             middle = rotary(middle, positions(mask, x))
         out = taylor_poly_attention(
-            q, middle, k, v, order=self.order, key_mask=mask, normalize_first=self.normalize_first, impl=self.impl
-        ).to(v.dtype)
+            q, middle, k, v, order=self.order, key_mask=mask, normalize_first=self.normalize_first, impl=self.impl,
+            crossover=self.crossover,
+        ).to(v.dtype)  # fmt: skip
         if self.to_root is None:
             return out
         root = rearrange(self.to_root(x), "b n (h e) -> b h n e", h=self.heads)

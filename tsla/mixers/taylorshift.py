@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
 from tsla.ops import taylor_attention, taylor_feature_dim
 from tsla.ops.attention import FORMS
-from tsla.ops.checks import check_choice, check_polynomial
+from tsla.ops.checks import check_choice, check_crossover, check_polynomial
 from tsla.ops.types import KernelState, accumulation_dtype
 
 
@@ -26,7 +26,7 @@ class TaylorShiftAttention(HeadMixer):
         a, b, c: of the polynomial, which must not be negative anywhere: a > 0 and c >= b^2 / (4 a).
         normalize: divide queries and keys by their length; else s = temperature_h * q.k / sqrt(head_dim).
         scale_output: the factor sqrt(N / head_dim).
-        impl: form of the computation, see `tsla.ops.taylor_attention`.
+        impl, crossover: form of the computation, and where auto changes it, see `tsla.ops.taylor_attention`.
         options: as in `HeadMixer`; head_dim defaults to 16, since cost and state grow with its square.
     """
 
@@ -35,19 +35,20 @@ class TaylorShiftAttention(HeadMixer):
 
     def __init__(
         self, dim: int, *, a: float = 0.5, b: float = 1.0, c: float = 1.0, normalize: bool = True,
-        scale_output: bool = True, impl: str = "auto", **options: Unpack[HeadOptions],
+        scale_output: bool = True, impl: str = "auto", crossover: float | None = None, **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         check_polynomial((c, b, a), 2)
         super().__init__(dim, **options)
         self.coefficients = (c, b, a)
         self.normalize, self.scale_output, self.impl = normalize, scale_output, check_choice("impl", impl, FORMS)
+        self.crossover = check_crossover(crossover, impl)
         self.temperature = nn.Parameter(torch.ones(self.heads))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k = self._scaled(q), self._unit(k)
         out = taylor_attention(
             q, k, v, coefficients=self.coefficients, scale=1.0, causal=self.causal, key_mask=mask, return_state=False,
-            impl=self.impl,
+            impl=self.impl, crossover=self.crossover,
         ).output  # fmt: skip
         return self._sized(out, self._seen(k, mask), v.dtype)
 
@@ -58,7 +59,7 @@ class TaylorShiftAttention(HeadMixer):
         before = None if state is None else KernelState(*state)
         out, after = taylor_attention(
             q, k, v, coefficients=self.coefficients, scale=1.0, causal=True, key_mask=mask, state=before,
-            return_state=True, impl=self.impl,
+            return_state=True, impl=self.impl, crossover=self.crossover,
         )  # fmt: skip
         assert after is not None
         seen = self._seen(k, mask) + (0 if before is None else before.length[:, None])

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops.checks import check_center, check_choice, check_kernel_options, check_polynomial, check_qkv
-from tsla.ops.crossover import taylor_crossover
+from tsla.ops.checks import (
+    check_center,
+    check_choice,
+    check_crossover,
+    check_kernel_options,
+    check_polynomial,
+    check_qkv,
+)
 from tsla.ops.direct import direct
 from tsla.ops.feature_map import check_order, taylor_feature_dim
 from tsla.ops.kernel import Kernel, taylor_polynomial
+from tsla.ops.measured import auto_crossover
 from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
@@ -26,7 +33,7 @@ def taylor_attention(
     q: Tensor, k: Tensor, v: Tensor, *, order: int = 2, coefficients: Sequence[float] | None = None,
     center: str = "zero", scale: float | None = None, causal: bool = False, key_mask: Tensor | None = None,
     log_decay: Tensor | None = None, normalize: bool = True, state: KernelState | None = None,
-    return_state: bool | None = None, impl: str = "auto", chunk_size: int | None = None,
+    return_state: bool | None = None, impl: str = "auto", crossover: float | None = None, chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
     """Attention whose weight of a pair is the Taylor polynomial of exp: w_ij = sum_{p <= order} (scale q_i.k_j)^p / p!.
 
@@ -52,7 +59,9 @@ def taylor_attention(
             bfloat16 could not hold it.
         state: what earlier calls have seen (their returned state).
         return_state: return the state after the last key; None means True when causal, else False.
-        impl: ``"direct"`` (n x m weights), ``"linear"`` (feature sums), or ``"auto"``: the one with fewer operations.
+        impl: ``"direct"`` (n x m weights), ``"linear"`` (feature sums), or ``"auto"``: the faster one by `crossover`.
+        crossover: the length from which auto takes the linear form; for n != m, n m is held against it times the mean
+            of n and m. None: as `tsla bench crossover` has measured it on this machine, else `taylor_crossover`.
         chunk_size: tokens per step of the linear form; changes speed and memory, not the result.
 
     Returns:
@@ -64,12 +73,16 @@ def taylor_attention(
     check_order(order)
     check_qkv(q, k, v, causal, key_mask)
     check_center(center, order)
+    check_crossover(crossover, impl)
     kernel = taylor_polynomial(order) if coefficients is None else check_polynomial(coefficients, order)
-    (n, d), m = q.shape[-2:], k.shape[-2]
+    (n, d), (m, e) = q.shape[-2:], v.shape[-2:]
+    if crossover is None and impl == "auto":
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        crossover = auto_crossover(d, e, order=order, causal=causal, backward=learns, device=q.device.type)
     out = _attend(
         q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, kernel, causal=causal,
         key_mask=key_mask, log_decay=log_decay, state=state, return_state=return_state, impl=impl,
-        short=2 * n * m <= (n + m) * taylor_crossover(d, order=order), chunk=chunk_size,
+        short=crossover is not None and 2 * n * m <= (n + m) * crossover, chunk=chunk_size,
         features=taylor_feature_dim(d, order=order), eps=0.0, normalize=normalize, centered=center == "mean",
     )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)

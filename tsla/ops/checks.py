@@ -80,6 +80,16 @@ def check_center(center: str, order: int) -> str:
     return center
 
 
+def check_crossover(crossover: float | None, impl: str) -> float | None:
+    """`crossover`, if it is a length or None, and `impl` is the one that asks for it."""
+    if crossover is not None:
+        if not crossover >= 0:  # nor NaN
+            raise ValueError(f"crossover ({crossover}) must be a length of at least 0, or None")
+        if impl != "auto":
+            raise ValueError(f"crossover ({crossover:g}) needs impl='auto', got {impl!r}")
+    return crossover
+
+
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None) -> None:
     """Shapes and types that every attention op needs: q (b,h,n,d), k (b,g,m,d), v (b,g,m,e), key_mask (b,m)."""
     for name, x in (("q", q), ("k", k), ("v", v)):

@@ -11,7 +11,8 @@ from tsla.ops.types import accumulation_dtype
 
 def taylor_poly_attention(
     q1: Tensor, q2: Tensor, q3: Tensor, v: Tensor, *, order: int = 2, scale: float = 1.0,
-    key_mask: Tensor | None = None, normalize_first: bool = False, impl: str = "auto", chunk_size: int | None = None,
+    key_mask: Tensor | None = None, normalize_first: bool = False, impl: str = "auto", crossover: float | None = None,
+    chunk_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Sums over pairs (j, k): o_i = sum_jk w(q1_i.q2_j) w(q2_j.q3_k) v_k / sum_jk w(q1_i.q2_j) w(q2_j.q3_k).
 
@@ -28,7 +29,7 @@ def taylor_poly_attention(
         key_mask: ``(b, m)`` bool, True = real: of the middle tokens j as of the last ones k.
         normalize_first: average over k by itself, a_j = sum_k w_jk v_k / sum_k w_jk, then over j. Else a middle token
             counts by its mass, sum_k w_jk, as in the formula above.
-        impl, chunk_size: as in `taylor_attention`, of both.
+        impl, crossover, chunk_size: as in `taylor_attention`, of both.
 
     Returns:
         ``(b, h, n, e)`` in the type of q1, computed in float32 at least; a row without keys is 0.
@@ -39,16 +40,14 @@ def taylor_poly_attention(
     check_qkv(q2, q3, v, False, key_mask)
     check_qkv(q1, q2, v, False, key_mask)
     dtype = accumulation_dtype(q1.dtype)  # of the sums between the two, which float16 could not hold
-    if (
-        key_mask is not None
-    ):  # what padding holds must not reach the sums that the first attention's backward pass makes
+    if key_mask is not None:  # what padding holds must not reach the sums of the first attention's backward pass
         q2 = q2.masked_fill(~key_mask[:, None, :, None], 0.0)
     q2, v = q2.to(dtype), v.to(dtype)
 
     def attend(q: Tensor, k: Tensor, values: Tensor, normalize: bool) -> Tensor:
         return taylor_attention(
             q.to(dtype), k, values, order=order, scale=scale, key_mask=key_mask, normalize=normalize, impl=impl,
-            chunk_size=chunk_size,
+            crossover=crossover, chunk_size=chunk_size,
         ).output  # fmt: skip
 
     if normalize_first:

@@ -17,6 +17,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
+from tsla.machine import processor
+
 UNTRAINED = {"config.yaml", "log.txt", ".lock", "data.sha256"}  # what a run has before it trains
 
 
@@ -140,7 +142,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "host": {
             "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -170,11 +172,3 @@ def _git_sha() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return sha + "+" * bool(changed)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

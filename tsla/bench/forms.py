@@ -1,0 +1,103 @@
+"""The forms that are compared, on the same inputs: Taylor attention direct and linear, and torch's own softmax (SDPA).
+
+SDPA's fast kernel wants one width, so the narrower of q, k and of v are padded with zeros, before any clock runs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from tsla.ops import taylor_attention
+
+TOLERANCE = 1e-3  # largest error, over the largest value, of a form that may be timed
+
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Shape(NamedTuple):
+    """One kind of call: widths d (queries, keys) and e (values), heads, direction, backward pass or not."""
+
+    d: int
+    e: int
+    heads: int
+    causal: bool
+    backward: bool
+
+
+def forms(shape: Shape) -> dict[str, Form]:
+    """Each form as a function of q, k, v ``(1, h, n, d or e)``."""
+
+    def taylor(impl: str) -> Form:
+        return lambda q, k, v: taylor_attention(
+            q, k, v, causal=shape.causal, return_state=False, impl=impl
+        ).output  # fmt: skip
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=shape.causal, scale=shape.d**-0.5)
+
+    return {"direct": taylor("direct"), "linear": taylor("linear"), "sdpa": sdpa}
+
+
+def calls(shape: Shape, n: int) -> dict[str, Callable[[], list[Tensor]]]:
+    """Each form on the same random inputs of `n` tokens, ready to be called: output, or gradients of q, k, v."""
+    generator = torch.Generator().manual_seed(n)
+    q, k = (torch.randn(1, shape.heads, n, shape.d, generator=generator) for _ in range(2))
+    v = torch.randn(1, shape.heads, n, shape.e, generator=generator)
+    made = {}
+    for name, form in forms(shape).items():
+        wide = max(shape.d, shape.e) if name == "sdpa" else 0
+        made[name] = run_of(form, [pad(x, (0, max(wide - x.shape[-1], 0))) for x in (q, k, v)], shape.backward)
+    return made
+
+
+def run_of(form: Form, inputs: list[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
+    """`form` on some inputs: the output, and with `backward` the gradients of its sum of squares over two."""
+    leaves = [x.clone().requires_grad_(backward) for x in inputs]
+
+    def run() -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            out = form(*leaves)
+            return [out, *torch.autograd.grad(out, leaves, out.detach())] if backward else [out]
+
+    return run
+
+
+def errors(shape: Shape, n: int) -> dict[str, float]:
+    """The error of each form against the same formula in float64: the largest of output and gradients.
+
+    Raises:
+        ValueError: an error above `TOLERANCE`: what is wrong is not worth a time.
+    """
+    found = {}
+    for name, run in calls(shape, n).items():
+        weigh = torch.exp if name == "sdpa" else _taylor
+        exact = _exact(shape, n, weigh)
+        worst = 0.0
+        for got, right in zip(run(), exact, strict=True):
+            got = got[..., : right.shape[-1]].double()
+            worst = max(worst, ((got - right).abs().max() / right.abs().max()).item())
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{name} is off by {worst:.2g} at {shape}, n={n}: nothing is timed")
+        found[name] = worst
+    return found
+
+
+def _exact(shape: Shape, n: int, weigh: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Output and gradients by the formula, in float64."""
+    generator = torch.Generator().manual_seed(n)
+    q, k = (torch.randn(1, shape.heads, n, shape.d, generator=generator) for _ in range(2))
+    v = torch.randn(1, shape.heads, n, shape.e, generator=generator)
+
+    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = weigh(q @ k.transpose(-1, -2) * shape.d**-0.5)
+        weights = weights.tril() if shape.causal else weights
+        return weights @ v / weights.sum(-1, keepdim=True)
+
+    return run_of(form, [x.double() for x in (q, k, v)], shape.backward)()
+
+
+def _taylor(scores: Tensor) -> Tensor:
+    return 1 + scores + scores**2 / 2

@@ -1,0 +1,54 @@
+"""Times of several functions, taken in turns, so that what else the machine does falls on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+WARM_UP, FEWEST, MOST, SECONDS = 1, 3, 25, 0.2  # rounds before, at least, at most; and time after which to stop
+
+Clock = Callable[[], float]
+
+
+class Timing(NamedTuple):
+    """Seconds of a call: the median over `rounds`, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = SECONDS, clock: Clock = time.perf_counter
+) -> dict[str, Timing]:
+    """Time each of `calls`, one after the other, round after round, until `seconds` are over and `FEWEST` are done."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    began = clock()
+    for turn in range(WARM_UP + MOST):
+        for name in names:
+            start = clock()
+            calls[name]()
+            end = clock()
+            if turn >= WARM_UP:
+                times[name].append(end - start)
+        names.append(names.pop(0))  # none always follows the same one, whose caches it finds
+        if turn + 1 >= WARM_UP + FEWEST and clock() - began > seconds:
+            break
+    return {name: timing(own) for name, own in times.items()}
+
+
+def timing(times: list[float]) -> Timing:
+    """Median and quartiles of some times."""
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(middle, low, high, len(times))
+
+
+def matmul_rate(size: int = 768) -> float:
+    """Operations per second of torch's own product of two float32 matrices: what the machine can do."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    found = interleaved({"matmul": lambda: a @ b})["matmul"]
+    return 2 * size**3 / found.median
