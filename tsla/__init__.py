@@ -14,22 +14,24 @@ _HOMES = {
         "taylor_feature_map", "window_attention",
     ),
     "tsla.mixers": (
-        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "WindowAttention",
+        "ChannelFirst", "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention",
+        "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
-    "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "WindowAttention", "__version__", "account",
-    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-    "taylor_feature_map", "window_attention",
+    "Attended", "ChannelFirst", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier",
+    "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention", "TokenClassifier", "VisionTransformer",
+    "WindowAttention", "__version__", "account", "linear_attention", "load_model", "taylor_attention",
+    "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from tsla.build import load_model
     from tsla.mixers import (
+        ChannelFirst,
         HeadSplit,
         Mixed,
         Mixer,
