@@ -17,7 +17,7 @@ _HOMES = {
         "ChannelFirst", "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorShiftAttention",
         "WindowAttention",
     ),
-    "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
+    "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         TaylorShiftAttention,
         WindowAttention,
     )
-    from tsla.models import Encoder, SequenceClassifier, TokenClassifier, account
+    from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer, account
     from tsla.ops import (
         Attended,
         KernelState,
