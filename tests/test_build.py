@@ -24,7 +24,7 @@ from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
 from tsla.training.clock import Limits
 
-SPEC = runs.spec()
+SPEC = runs.spec(image=(8, 8))
 BASE = ("experiment=digits", "model.dim=32", "model.positions=none")
 
 
@@ -185,6 +185,8 @@ ARCHITECTURES = {
     "split": ("mixer.local_heads=2", "mixer.kv_heads=1", "mixer.qk_norm=true", "model.feed_forward=swiglu"),
     "pattern": ("model.layers=[window,taylor]", "model.positions=sinusoidal"),
     "none": ("mixer=none",),
+    "vision": ("model=vision", "model.positions=sinusoidal", "model.short_conv=3"),
+    "vision, learned": ("model=vision", "model.positions=learned", "model.pool=attention", "mixer=softmax"),
 }
 
 
@@ -199,7 +201,7 @@ def saved(request, tmp_path):
 def test_a_saved_model_comes_back_bit_for_bit(saved):
     model, folder = saved
     back = load_model(folder)
-    ids, mask = torch.randint(18, (2, 9)), torch.arange(9) < torch.tensor([[9], [4]])
+    ids, mask = torch.randint(18, (2, 64)), torch.arange(64) < torch.tensor([[64], [40]])
     assert torch.equal(back(ids, mask), model.eval()(ids, mask))
     assert not back.training and repr(back) == repr(model)
     assert torch.equal(load_model(str(folder))(ids), back(ids))

@@ -31,6 +31,7 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 
 SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
+VISION = ("model=vision",)
 FILES = ("task=files", "task.path=own.jsonl")
 
 
@@ -52,10 +53,10 @@ class Captured(Exception):
 def model(config: Config) -> object:
     """Shapes, outputs in training and the operations of a step."""
     torch.manual_seed(0)
-    made = build.build_model(config.model, config.mixer, runs.spec()).train()
-    ids = torch.arange(1, 101).reshape(2, 50) % 17 + 1
+    made = build.build_model(config.model, config.mixer, runs.spec(image=(8, 8))).train()
+    ids = torch.arange(1, 129).reshape(2, 64) % 17 + 1
     with FlopCounterMode(display=False) as counter:
-        logits, _ = made.run(ids, torch.arange(50) < torch.tensor([[50], [30]]))
+        logits, _ = made.run(ids, torch.arange(64) < torch.tensor([[64], [40]]))
         logits.square().sum().backward()
     return [tuple(p.shape) for p in made.parameters()], logits.tolist(), counter.get_total_flops()
 
@@ -238,7 +239,7 @@ CASES: dict[str, dict[str, Case]] = {
         "window": Case(model, ("0", "1", "2"), ("mixer=window",)),
     },
     "EncoderConfig": {
-        "name": Case(model, ("encoder",)),
+        "name": Case(model, ("encoder", "vision")),
         "dim": Case(model, ("16", "32")),
         "depth": Case(model, ("1", "2")),
         "causal": Case(model, ("false", "true")),
@@ -251,6 +252,21 @@ CASES: dict[str, dict[str, Case]] = {
         "pool": Case(model, ("mean", "cls", "attention")),
         "dropout": Case(model, ("0", "0.5")),
         "gradient_checkpointing": Case(model, ("false", "true")),
+    },
+    "VisionConfig": {
+        "name": Case(model, ("vision", "encoder")),
+        "patch_size": Case(model, ("1", "2", "4", "3"), VISION, "model.patch_size (3) must divide the images of"),
+        "dim": Case(model, ("16", "32"), VISION),
+        "depth": Case(model, ("1", "2"), VISION),
+        "causal": Case(model, ("false", "true"), VISION),
+        "positions": Case(model, ("none", "learned", "sinusoidal", "rotary"), VISION),
+        "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]"), VISION),
+        "short_conv": Case(model, ("0", "1", "3"), VISION),
+        "feed_forward": Case(model, ("gelu", "swiglu"), VISION),
+        "feed_forward_mult": Case(model, ("2", "4"), VISION),
+        "pool": Case(model, ("mean", "attention", "cls"), VISION, "model.pool ('cls') must be one of mean, attention"),
+        "dropout": Case(model, ("0", "0.5"), VISION),
+        "gradient_checkpointing": Case(model, ("false", "true"), VISION),
     },
     "AdamWConfig": {
         "name": Case(training, ("adamw",)),

@@ -14,23 +14,25 @@ _HOMES = {
         "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+        "ChannelFirst", "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
         "TaylorShiftAttention", "TokenShift", "WindowAttention",
     ),
-    "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "account"),
+    "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
-    "Attended", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift",
-    "WindowAttention", "__version__", "account", "linear_attention", "load_model", "taylor_attention",
-    "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
+    "Attended", "ChannelFirst", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier",
+    "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier",
+    "TokenShift", "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
+    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
+    "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from tsla.build import load_model
     from tsla.mixers import (
+        ChannelFirst,
         HeadSplit,
         Mixed,
         Mixer,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
         TokenShift,
         WindowAttention,
     )
-    from tsla.models import Encoder, SequenceClassifier, TokenClassifier, account
+    from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer, account
     from tsla.ops import (
         Attended,
         KernelState,

@@ -1,5 +1,6 @@
 """From a config to the things it describes, and back from a saved folder. The only file that knows both sides."""
 
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import assert_never
@@ -17,6 +18,7 @@ from tsla.config.schema import (
     HeadsConfig,
     ListOpsConfig,
     MixerConfig,
+    ModelConfig,
     MqarConfig,
     NoneConfig,
     PolynomialConfig,
@@ -25,6 +27,7 @@ from tsla.config.schema import (
     TaylorPolyConfig,
     TaylorShiftConfig,
     TensorboardLoggerConfig,
+    VisionConfig,
     WandbLoggerConfig,
     WindowConfig,
     members,
@@ -41,7 +44,7 @@ from tsla.mixers import (
     WindowAttention,
 )
 from tsla.mixers.base import HeadOptions
-from tsla.models import Encoder, SequenceClassifier, TokenClassifier
+from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
 from tsla.ops import taylor_crossover
 from tsla.ops.measured import auto_crossover
@@ -56,7 +59,7 @@ from tsla.training.fit import FitSettings, pick_device
 from tsla.training.loggers import tensorboard_logger, wandb_logger
 from tsla.training.optim import OptimSettings
 
-Model = SequenceClassifier | TokenClassifier
+Model = SequenceClassifier | TokenClassifier | VisionTransformer
 
 
 def build_task(config: Config) -> Task:
@@ -74,7 +77,7 @@ def build_task(config: Config) -> Task:
             assert_never(config.task)
 
 
-def build_mixer(config: MixerConfig, model: EncoderConfig) -> Mixer:
+def build_mixer(config: MixerConfig, model: ModelConfig) -> Mixer:
     """One mixer of a model, with local heads beside it and shifted tokens if asked for."""
     if isinstance(config, HeadsConfig) and config.token_shift:
         return TokenShift(build_mixer(replace(config, token_shift=False), model))
@@ -92,7 +95,7 @@ def build_mixer(config: MixerConfig, model: EncoderConfig) -> Mixer:
     return HeadSplit(far, near, bias=config.bias, dropout=dropout, output_projection=config.output_projection)
 
 
-def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
+def _mechanism(config: MixerConfig, model: ModelConfig) -> Mixer:
     """The module of a mechanism: one case each."""
     match config:
         case NoneConfig():
@@ -121,7 +124,7 @@ def _mechanism(config: MixerConfig, model: EncoderConfig) -> Mixer:
             assert_never(config)
 
 
-def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
+def _head_options(config: HeadsConfig, model: ModelConfig) -> HeadOptions:
     return {
         "heads": config.heads,
         "head_dim": config.head_dim or model.dim // config.heads,  # null is dim / heads, here for Taylor too
@@ -137,12 +140,29 @@ def _head_options(config: HeadsConfig, model: EncoderConfig) -> HeadOptions:
     }
 
 
-def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Model:
-    """The model of a task. A pattern of layers takes its other mixers with the chosen mixer's heads."""
+def build_model(model: ModelConfig, mixer: MixerConfig, spec: TaskSpec) -> Model:
+    """The model of a task. A pattern of layers takes its other mixers with the chosen mixer's heads.
+
+    Raises:
+        ValueError: options that do not fit together, or a model that cannot do such a task.
+    """
     pattern = [_named_mixer(name, mixer, model) for name in model.layers] or [mixer]
+
+    def layer_mixer(layer: int) -> Mixer:
+        return build_mixer(pattern[layer % len(pattern)], model)
+
+    match model:
+        case EncoderConfig():
+            return _encoder(model, layer_mixer, spec)
+        case VisionConfig():
+            return _vision(model, layer_mixer, spec)
+        case _:
+            assert_never(model)
+
+
+def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) -> Model:
     encoder = Encoder(
-        vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth,
-        mixer=lambda layer: build_mixer(pattern[layer % len(pattern)], model),
+        vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth, mixer=mixer,
         causal=model.causal, positions=model.positions, max_length=spec.max_length, feed_forward=model.feed_forward,
         feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, conv_embedding=model.conv_embedding,
         dropout=model.dropout,
@@ -153,7 +173,21 @@ def build_model(model: EncoderConfig, mixer: MixerConfig, spec: TaskSpec) -> Mod
     return SequenceClassifier(encoder, num_classes=spec.outputs, pool=model.pool, dropout=model.dropout)
 
 
-def _named_mixer(name: str, chosen: MixerConfig, model: EncoderConfig) -> MixerConfig:
+def _vision(model: VisionConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) -> VisionTransformer:
+    if len(spec.image) != 2:
+        raise ValueError(f"model=vision needs a task of images, which {spec.name} is not")
+    if spec.target == "tokens":
+        raise ValueError(f"model=vision gives one answer per image, and {spec.name} asks for one per pixel")
+    return VisionTransformer(
+        image_size=(spec.image[0], spec.image[1]), patch_size=model.patch_size, channels=spec.channels or 1,
+        levels=None if spec.vocab_size is None else spec.vocab_size - 1, num_classes=spec.outputs, dim=model.dim,
+        depth=model.depth, mixer=mixer, causal=model.causal, positions=model.positions, short_conv=model.short_conv,
+        feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, pool=model.pool,
+        dropout=model.dropout, gradient_checkpointing=model.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConfig:
     """The chosen mixer itself, or another mechanism with its heads and widths, and its crossover if it has one.
 
     If not, the counted one: the config has no place for a measured one, by which a run could be repeated.
@@ -272,7 +306,7 @@ def load_initial(model: Model, spec: TaskSpec, folder: Path) -> None:
     if saved is None:
         raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
     same = (saved.target, saved.outputs, saved.names) == (spec.target, spec.outputs, spec.names)
-    load_weights(model, folder, keep=() if same else ("head.",))
+    load_weights(model, folder, keep=() if same else ("head.", "classifier.head."))
 
 
 def load_model(folder: str | Path) -> Model:

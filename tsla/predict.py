@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tsla.build import load_model_and_spec
 from tsla.config import Config, read
-from tsla.config.schema import FilesConfig
+from tsla.config.schema import FilesConfig, VisionConfig
 from tsla.evaluation.evaluate import answers_of
 from tsla.tasks import tables
 from tsla.tasks.base import TaskSpec
@@ -122,6 +122,13 @@ def _usual(names: list[str], config: Config, source: Path) -> str:
 
 
 def _check_lengths(rows: Sequence[np.ndarray[Any, Any]], config: Config, spec: TaskSpec, place: str) -> None:
+    if isinstance(config.model, VisionConfig):
+        height, width = spec.image
+        for number, row in enumerate(rows, 1):
+            if len(row) != height * width:
+                raise ValueError(f"{place}, row {number}: {len(row)} pixels, but this model looks at images of "
+                                 f"{height} x {width} (model=vision)")  # fmt: skip
+        return
     if config.model.positions != "learned":
         return
     for number, row in enumerate(rows, 1):

@@ -8,6 +8,8 @@ import yaml
 
 from tsla.config import GROUPS, ConfigError, compose, group_choices, members
 from tsla.config.compose import config_root
+from tsla.config.schema import IMAGES
+from tsla.tasks.digits import Digits
 
 YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))
 EXPERIMENTS, MIXERS = group_choices("experiment"), group_choices("mixer")
@@ -33,6 +35,8 @@ def test_a_choice_sets_what_its_file_says(path):
     group = path.parent.name
     chosen = asdict(getattr(compose([f"{group}={path.stem}", "experiment=digits", *NEEDS.get(path.stem, ())]), group))
     expected = content(path) | content("experiment/digits.yaml").get(group, {})  # the experiment goes before a group
+    if group == "model":
+        expected |= content(f"recipe/digits_{path.stem}.yaml")["model"]
     assert expected.items() <= chosen.items()
     assert path.stem == chosen["name"]
 
@@ -52,7 +56,9 @@ def test_every_experiment_composes_with_every_mixer(name, mixer):
 
 
 def test_no_file_lies_about_unread():
-    assert {path.parent.name for path in YAMLS} == {*GROUPS, "experiment", ""}
+    assert {path.parent.name for path in YAMLS} == {*GROUPS, "experiment", "recipe", ""}
+    known = {f"{experiment}_{model}" for experiment in EXPERIMENTS for model in group_choices("model")}
+    assert {path.stem for path in YAMLS if path.parent.name == "recipe"} <= known
     assert [path for path in YAMLS if not path.parent.name] == [Path("train.yaml")]
     for group in GROUPS:
         assert group_choices(group) == sorted(members(group)), group
@@ -71,6 +77,31 @@ def test_arguments_go_before_the_experiment_in_any_order():
     assert expected == compose(["seed=3", "task=listops_short", "model.dim=32", "mixer=softmax", "experiment=digits"])
     assert compose(["seed=1", "seed=2"]).seed == 2
     assert compose(["+model.dim=32"]) == compose(["++model.dim=32"]) == compose(["model.dim=32"])
+
+
+def test_an_experiment_may_set_options_of_one_model_only():
+    encoder, vision = compose(["experiment=digits"]).model, compose(["experiment=digits", "model=vision"]).model
+    assert (encoder.name, encoder.short_conv, encoder.positions) == ("encoder", 19, "learned")
+    assert (vision.name, vision.patch_size, vision.positions) == ("vision", 2, "sinusoidal")
+    assert encoder.dim == vision.dim == content("experiment/digits.yaml")["model"]["dim"]
+    assert compose(["model=vision", "model.short_conv=7", "experiment=digits"]).model.short_conv == 7
+    (problem,) = problems("experiment=digits", "model=vision", "recipe=digits_encoder")
+    assert problem.startswith("recipe is not an option")
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "digits"])
+def test_a_vision_model_without_images_is_one_clear_problem(experiment):
+    (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
+    task = compose([f"experiment={experiment}", *NEEDS.get(experiment, ())]).task.name
+    assert problem == (f"model=vision needs a task of images (digits), which task={task} is not: "
+                       "choose another task or model=encoder")  # fmt: skip
+
+
+def test_tasks_of_images_are_those_that_say_so():
+    assert {"digits": Digits().spec.image} == IMAGES
+    for task in group_choices("task"):
+        arguments = ["experiment=digits", "model=vision", f"task={task}", *NEEDS.get(task, ())]
+        assert compose(arguments).task.name if task in IMAGES else problems(*arguments)
 
 
 def test_values_keep_their_types():
@@ -183,6 +214,8 @@ COMBINATIONS = {
     "mixer=none model.layers=[window]": "model.layers (window) leaves out mixer=none: choose one of window as mixer",
     "mixer.order=4 model.layers=[window,softmax]": "leaves out mixer=taylor: choose one of window, softmax as mixer",
     "mixer=none model.layers=[none,window]": "model.layers=['none', 'window'] needs the heads of a mixer",
+    "experiment=digits model=vision model.patch_size=3": "(3) must divide the images of task=digits, 8 x 8 pixels",
+    "experiment=digits model=vision mixer=none model.dim=18": "model.dim (18) must be a multiple of 4 for sinusoidal",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
 }
 
@@ -202,6 +235,8 @@ EDGES = (
     "model.depth=2 model.layers=[window,taylor]",
     "model.depth=2 model.layers=[none,taylor]",
     "mixer=none model.depth=2 model.layers=[none,none]",
+    "experiment=digits model=vision model.patch_size=8 model.dim=24",
+    "experiment=digits model=vision mixer=none model.dim=18 model.positions=learned",
     "trainer.max_steps=null trainer.max_minutes=1",
 )
 

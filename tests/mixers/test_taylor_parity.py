@@ -13,7 +13,7 @@ from mechanisms import padding
 from peers import causal_product
 from torch.nn.functional import rms_norm
 
-from tsla.mixers import TaylorAttention
+from tsla.mixers import ChannelFirst, TaylorAttention
 
 DIM, EXACT = 32, {"rtol": 1e-10, "atol": 1e-10}
 OPTIONS = {
@@ -113,6 +113,17 @@ def test_prenorm(pair):
     normed = rms_norm(x, (DIM,), norm.gamma, eps=0.0)
     torch.testing.assert_close(ours(normed), theirs(x), **EXACT)
     torch.testing.assert_close(ours(normed, context), theirs(x, context=context), **EXACT)
+
+
+@pairs()
+def test_channels_first(pair):
+    """Images, volumes and series; the package's wrapper takes no mask."""
+    theirs, ours = pair
+    wrapper = sys.modules["taylor_series_linear_attention"].ChannelFirstTaylorSeriesLinearAttn(DIM).double()
+    wrapper.attn = theirs
+    for space in ((40,), (5, 8), (2, 3, 4)):
+        x = torch.randn(2, DIM, *space, dtype=torch.float64)
+        torch.testing.assert_close(ChannelFirst(ours)(x), wrapper(x), **EXACT)
 
 
 @pairs(causal=True)

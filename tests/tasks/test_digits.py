@@ -42,7 +42,7 @@ def test_the_seed_decides():
 
 def test_spec_fits_the_rows():
     task = Digits()
-    assert task.spec == TaskSpec("digits", "tokens", "class", 10, 64, 18)
+    assert task.spec == TaskSpec("digits", "tokens", "class", 10, 64, 18, image=(8, 8))
     for split in SPLITS:
         data = task.split(split)
         assert data.features == {"input_ids": List(Value("uint8")), "label": Value("int64")}

@@ -17,6 +17,7 @@ DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
+IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
 FREEZABLE = ("mixer.crossover",)
 MIXERS = ("none", "taylor", "taylorshift", "taylor_poly", "softmax", "window")
 
@@ -192,6 +193,26 @@ class EncoderConfig:
 
 
 @dataclass
+class VisionConfig:
+    """A vision transformer: the encoder over the patches of an image."""
+
+    name: str = option("vision", "the model", choices=("vision",))
+    patch_size: int = option(2, "side of a patch in pixels; divides height and width", low=1)
+    dim: int = option(128, "model width", low=1)
+    depth: int = option(2, "number of blocks", low=1)
+    causal: bool = option(False, "patches see earlier ones only, row by row")
+    positions: str = option("sinusoidal", "positions; sinusoidal are of row and column, rotary go row by row",
+                            choices=("none", "learned", "sinusoidal", "rotary"))  # fmt: skip
+    layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
+    short_conv: int = option(0, "side of a convolution over neighbouring patches before each mixer; 0 = none", low=0)
+    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
+    pool: str = option("mean", "from patches to one vector", choices=("mean", "attention"))
+    dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)
+    gradient_checkpointing: bool = option(False, "run blocks again in the backward pass instead of keeping them")
+
+
+@dataclass
 class AdamWConfig:
     """AdamW with linear warm-up and cosine decay."""
 
@@ -251,7 +272,7 @@ class TensorboardLoggerConfig:
 
 TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
 MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
-ModelConfig = EncoderConfig
+ModelConfig = EncoderConfig | VisionConfig
 OptimConfig = AdamWConfig
 LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from tsla.config.schema import (
+    IMAGES,
     Config,
+    EncoderConfig,
     FilesConfig,
     HeadsConfig,
     ListOpsConfig,
@@ -13,6 +15,7 @@ from tsla.config.schema import (
     TaylorConfig,
     TaylorPolyConfig,
     TaylorShiftConfig,
+    VisionConfig,
     members,
 )
 
@@ -109,15 +112,28 @@ def _directions(config: Config) -> Iterator[str]:
             yield f"mixer={name} needs model.causal={str(not causal).lower()}: it is {', '.join(able)} only"
 
 
+def _vision(config: Config, model: VisionConfig) -> Iterator[str]:
+    if (image := IMAGES.get(config.task.name)) is None:
+        yield (f"model=vision needs a task of images ({', '.join(IMAGES)}), which task={config.task.name} is not: "
+               "choose another task or model=encoder")  # fmt: skip
+    elif any(side % model.patch_size for side in image):
+        yield (f"model.patch_size ({model.patch_size}) must divide the images of task={config.task.name}, "
+               f"{image[0]} x {image[1]} pixels")  # fmt: skip
+    if model.positions == "sinusoidal" and model.dim % 4:
+        yield f"model.dim ({model.dim}) must be a multiple of 4 for sinusoidal positions of row and column"
+
+
 def _model(config: Config) -> Iterator[str]:
     model = config.model
-    if model.positions == "sinusoidal" and model.dim % 2:
+    if isinstance(model, VisionConfig):
+        yield from _vision(config, model)
+    elif model.positions == "sinusoidal" and model.dim % 2:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
-    if model.conv_embedding and model.dim < 4:
+    if isinstance(model, EncoderConfig) and model.conv_embedding and model.dim < 4:
         yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
     if model.pool == "cls" and model.causal:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
-    if isinstance(config.task, MqarConfig):
+    if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig):
         if not model.causal:
             yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
         if model.pool != "mean":

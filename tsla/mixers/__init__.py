@@ -1,6 +1,7 @@
 """Token mixers: one module per mechanism, all with the same heads, masks, cross-attention and decoding."""
 
 from tsla.mixers.base import HeadMixer, Mixed, Mixer, State
+from tsla.mixers.channel_first import ChannelFirst
 from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
@@ -11,6 +12,7 @@ from tsla.mixers.token_shift import TokenShift
 from tsla.mixers.window import WindowAttention
 
 __all__ = [
+    "ChannelFirst",
     "HeadMixer",
     "HeadSplit",
     "Mixed",

@@ -1,13 +1,13 @@
 """What a model costs: parameters, operations and state, read off the modules that run."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tsla.mixers import Mixer
+from tsla.mixers import Mixed, Mixer
 
 
 class Account(NamedTuple):
@@ -33,15 +33,28 @@ def account(model: nn.Module, length: int, *, channels: int | None = None) -> Ac
     if length < 1:
         raise ValueError(f"length ({length}) must be at least 1")
     twin = copy.deepcopy(model).to("meta").eval()
+    mixers = [m for m in twin.modules() if isinstance(m, Mixer)]
+    inner = {id(part) for m in mixers for part in m.modules() if part is not m}  # counted by the mixer they are part of
+    lengths = [(m, _note_length(m)) for m in mixers if id(m) not in inner]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(example_input(length, channels))
-    mixers = [m for m in model.modules() if isinstance(m, Mixer)]
-    inner = {id(part) for m in mixers for part in m.modules() if part is not m}  # counted by the mixer they are part of
     return Account(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops_per_token=counter.get_total_flops() / length,
-        state_bytes=sum(m.state_bytes(length) for m in mixers if id(m) not in inner),
+        state_bytes=sum(m.state_bytes(max(seen)) for m, seen in lengths if seen),
     )
+
+
+def _note_length(mixer: Mixer) -> list[int]:
+    """A list to which each call of `mix` will add the tokens it gets: a model may make fewer of its input, or more."""
+    mix, seen = mixer.mix, []
+
+    def noted(x: Tensor, *arguments: Any, **options: Any) -> Mixed:
+        seen.append(x.shape[1])
+        return mix(x, *arguments, **options)
+
+    mixer.mix = noted  # type: ignore[method-assign]
+    return seen
 
 
 def example_input(length: int, channels: int | None = None) -> Tensor:

@@ -57,13 +57,37 @@ class ShortConv(nn.Module):
         return x + self.conv(pad(y.transpose(1, 2), self.reach)).transpose(1, 2)
 
 
+class GridConv(nn.Module):
+    """Depthwise convolution over the neighbours in a grid whose cells are the tokens, row by row; added to its input.
+
+    Args:
+        dim: model width.
+        kernel: side of the square seen: centred on the cell; if causal, the cell and those above and left of it.
+        grid: height and width.
+        causal: see above.
+    """
+
+    def __init__(self, dim: int, *, kernel: int, grid: tuple[int, int], causal: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel, groups=dim)
+        self.grid = grid
+        self.reach = (kernel - 1, 0) * 2 if causal else (kernel // 2, (kernel - 1) // 2) * 2
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(b, height * width, dim)``; masked cells count as zeros, as the space beyond the edges does."""
+        y = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        y = y.transpose(1, 2).unflatten(2, self.grid)
+        return x + self.conv(pad(y, self.reach)).flatten(2).transpose(1, 2)
+
+
 class Block(nn.Module):
     """x + mixer(conv(norm(x))), then x + feed_forward(norm(x)).
 
     Args:
         mixer: the token mixer; its `dim` and `causal` are the block's.
         feed_forward, feed_forward_mult: see `FeedForward`.
-        short_conv: kernel of a `ShortConv` before the mixer; 0 = none.
+        short_conv: kernel of a `ShortConv` before the mixer, or of a `GridConv` where there is a grid; 0 = none.
+        grid: height and width, if the tokens are the cells of a grid.
         dropout: on what the feed-forward adds (the mixer has its own).
     """
 
@@ -74,6 +98,7 @@ class Block(nn.Module):
         feed_forward: str = "gelu",
         feed_forward_mult: float = 4.0,
         short_conv: int = 0,
+        grid: tuple[int, int] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -81,7 +106,11 @@ class Block(nn.Module):
             raise ValueError(f"short_conv ({short_conv}) must not be negative")
         dim = mixer.dim
         self.mixer_norm = nn.LayerNorm(dim)
-        self.conv = ShortConv(dim, kernel=short_conv, causal=mixer.causal) if short_conv else None
+        self.conv: ShortConv | GridConv | None = None
+        if short_conv and grid is None:
+            self.conv = ShortConv(dim, kernel=short_conv, causal=mixer.causal)
+        elif short_conv and grid is not None:
+            self.conv = GridConv(dim, kernel=short_conv, grid=grid, causal=mixer.causal)
         self.mixer = mixer
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, kind=feed_forward, mult=feed_forward_mult)

@@ -30,7 +30,7 @@ class SequenceClassifier(nn.Module):
         dropout: before the head.
 
     Raises:
-        ValueError: an unknown pool, or ``"cls"`` in a causal encoder, whose first token sees nothing.
+        ValueError: an unknown pool, or ``"cls"`` in a causal encoder, whose first token sees nothing, or in a grid.
     """
 
     def __init__(self, encoder: Encoder, *, num_classes: int, pool: str = "mean", dropout: float = 0.0) -> None:
@@ -41,6 +41,8 @@ class SequenceClassifier(nn.Module):
             raise ValueError(
                 "pool 'cls' puts a token first, where a causal encoder sees nothing: use mean or attention"
             )
+        if pool == "cls" and encoder.grid is not None:
+            raise ValueError("pool 'cls' adds a token, which has no place in a grid: use mean or attention")
         if num_classes < 1:
             raise ValueError(f"num_classes ({num_classes}) must be at least 1")
         self.encoder, self.pool = encoder, pool

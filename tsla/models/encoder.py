@@ -27,6 +27,9 @@ class Encoder(nn.Module):
         causal: tokens see earlier ones only.
         positions: ``"none"``, ``"learned"``, ``"sinusoidal"`` or ``"rotary"`` (inside the mixers).
         max_length: longest input, which learned positions need to know.
+        grid: height and width, if the tokens are the cells of a grid, row by row, all of them. Short convolutions are
+            then squares, sinusoidal positions tell the row and the column, and positions are those of the cells,
+            masked or not; rotary ones still count real tokens, row by row.
         feed_forward, feed_forward_mult, short_conv: as in `Block`.
         conv_embedding: make the embedding of a token from those around it too, see `ConvEmbedding`.
         dropout: on the embedding and on what each block adds.
@@ -39,9 +42,9 @@ class Encoder(nn.Module):
     def __init__(
         self, *, vocab_size: int | None = None, input_dim: int | None = None, dim: int, depth: int,
         heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
-        positions: str = "none", max_length: int | None = None, feed_forward: str = "gelu",
-        feed_forward_mult: float = 4.0, short_conv: int = 0, conv_embedding: bool = False, dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
+        positions: str = "none", max_length: int | None = None, grid: tuple[int, int] | None = None,
+        feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0, conv_embedding: bool = False,
+        dropout: float = 0.0, gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if (vocab_size is None) == (input_dim is None):
@@ -50,8 +53,8 @@ class Encoder(nn.Module):
             raise ValueError(f"depth ({depth}) must be at least 1")
         if heads is not None and mixer is not None:
             raise ValueError(f"heads ({heads}) belongs to the default mixer: give it to the mixers you make instead")
-        self.dim, self.causal, self.gradient_checkpointing = dim, causal, gradient_checkpointing
-        self.positions = Positions(positions, dim, max_length)
+        self.dim, self.causal, self.grid, self.gradient_checkpointing = dim, causal, grid, gradient_checkpointing
+        self.positions = Positions(positions, dim, max_length, grid)
         mixers = [
             TaylorAttention(dim, heads=heads or 8, causal=causal, rotary=positions == "rotary", dropout=dropout)
             if mixer is None
@@ -64,12 +67,14 @@ class Encoder(nn.Module):
                     f"the mixer of layer {layer} has dim {made.dim} and causal={made.causal}, "
                     f"the model dim {dim} and causal={causal}"
                 )
+        if conv_embedding and grid is not None:
+            raise ValueError(f"conv_embedding looks along a line of tokens, and these are a grid {grid}")
         self.convolutions = ConvEmbedding(dim, causal=causal) if conv_embedding else None
         width = dim // 4 if conv_embedding else dim
         self.embedding = nn.Linear(input_dim, width) if input_dim is not None else token_table(vocab_size or 0, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(m, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
+            Block(m, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv, grid=grid,
                   dropout=dropout)
             for m in mixers
         )  # fmt: skip
@@ -77,6 +82,8 @@ class Encoder(nn.Module):
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inputs with their positions, ``(b, n, dim)``."""
+        if self.grid is not None and tokens.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(f"input must have the {self.grid[0]} x {self.grid[1]} cells, got {tokens.shape[1]} tokens")
         x = self.embedding(tokens)
         if self.convolutions is not None:
             x = self.convolutions(x, mask)
@@ -105,25 +112,36 @@ class Positions(nn.Module):
     Args:
         kind: one of `POSITIONS`.
         dim: model width.
-        max_length: number of learned vectors.
+        max_length: number of learned vectors; with a grid, that of its cells.
+        grid: height and width, if the tokens are cells, whose places count whether real or not. Of a sinusoidal vector
+            the first half then tells the row, the second the column.
     """
 
-    def __init__(self, kind: str, dim: int, max_length: int | None) -> None:
+    def __init__(self, kind: str, dim: int, max_length: int | None, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
+        if grid is not None:
+            if min(grid) < 1:
+                raise ValueError(f"grid {grid} must have a height and width of at least 1")
+            max_length = grid[0] * grid[1]
         if kind not in POSITIONS:
             raise ValueError(f"positions ({kind!r}) must be one of {', '.join(POSITIONS)}")
         if kind == "learned" and (max_length is None or max_length < 1):
             raise ValueError(f"learned positions need max_length of at least 1, got {max_length}")
         if kind == "sinusoidal" and dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, got {dim}")
-        self.kind, self.max_length = kind, max_length
+        if kind == "sinusoidal" and grid is not None and dim % 4:
+            raise ValueError(f"sinusoidal positions in a grid need a dim that 4 divides, got {dim}")
+        self.kind, self.max_length, self.grid = kind, max_length, grid
         self.table = token_table(max_length or 0, dim) if kind == "learned" else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(b, n, dim)``."""
         if self.table is None and self.kind != "sinusoidal":
             return x
-        places = token_positions(mask, x)
+        places = token_positions(None if self.grid is not None else mask, x)
+        if self.table is None and self.grid is not None:
+            row, column = places // self.grid[1], places % self.grid[1]
+            return x + torch.cat([sinusoids(place, x.shape[-1] // 2) for place in (row, column)], -1).to(x.dtype)
         if self.table is None:
             return x + sinusoids(places, x.shape[-1]).to(x.dtype)
         if x.shape[1] > self.table.num_embeddings:  # padding needs no position, so only real tokens are too many

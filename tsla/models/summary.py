@@ -18,10 +18,11 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-def summarise(model: nn.Module, example: Tensor, *, depth: int = 4) -> list[Part]:
-    """The parts with parameters, down to `depth` names deep, in the order they run on `example`, a meta tensor."""
+def summarise(model: nn.Module, example: Tensor) -> list[Part]:
+    """The parts with parameters, down to the mixers, in the order they run on `example`, a meta tensor."""
     twin = copy.deepcopy(model).to("meta").eval()
     parts: list[Part] = []
+    depth = min((name.count(".") for name, m in twin.named_modules() if isinstance(m, Mixer)), default=0)
 
     def note(name: str, module: nn.Module) -> None:
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -43,7 +44,7 @@ def summarise(model: nn.Module, example: Tensor, *, depth: int = 4) -> list[Part
             module.register_forward_hook(seen)
 
     for name, module in twin.named_modules():
-        if name and name.count(".") < depth:
+        if name and name.count(".") <= depth:
             note(name, module)
     with torch.no_grad():
         twin(example)

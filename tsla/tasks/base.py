@@ -24,6 +24,7 @@ class TaskSpec(NamedTuple):
     vocab_size: token ids, with the padding id; None for a series.
     channels: numbers at each step of a series; None for tokens.
     names: of the outputs; empty where they are their indices.
+    image: height and width, if a row is the pixels of an image, row by row; its ids are grey levels, 1 the darkest.
     input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
 
@@ -39,6 +40,7 @@ class TaskSpec(NamedTuple):
     input_std: tuple[float, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
+    image: tuple[int, ...] = ()
 
 
 def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
@@ -60,6 +62,10 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
         elif name in ("outputs", "max_length") or (name in ("vocab_size", "channels") and value is not None):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 problems.append(f"task.{name} ({value!r}) must be a whole number of at least 1")
+        elif name == "image":
+            if not _is_image(value, data["max_length"]):
+                problems.append(f"task.image ({value!r}) must be [], or a height and a width in pixels whose product "
+                                f"is task.max_length ({data['max_length']!r})")  # fmt: skip
         elif value is not None:
             kind = str if name == "names" else float
             if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
@@ -70,6 +76,12 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
         return None
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
     return TaskSpec(**values)
+
+
+def _is_image(value: object, pixels: object) -> bool:
+    if not isinstance(value, list | tuple) or not all(type(side) is int and side > 0 for side in value):
+        return False
+    return not value or (len(value) == 2 and value[0] * value[1] == pixels)
 
 
 class Task(Protocol):

@@ -25,7 +25,8 @@ class Digits:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec(name="digits", inputs="tokens", target="class", outputs=10, max_length=64, vocab_size=18)
+        return TaskSpec(name="digits", inputs="tokens", target="class", outputs=10, max_length=64, vocab_size=18,
+                        image=(8, 8))  # fmt: skip
 
     def split(self, name: str) -> Dataset:
         """The rows of ``train``, ``val`` or ``test``."""
