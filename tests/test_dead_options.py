@@ -210,7 +210,7 @@ CASES: dict[str, dict[str, Case]] = {
         "center": Case(model, ("zero", "mean")),
         "decay": Case(model, ("none", "fixed", "selective")),
         "impl": Case(model, ("direct", "linear")),
-        "crossover": Case(model, ("0", "50")),
+        "crossover": Case(model, ("0", "100")),
     },
     "TaylorShiftConfig": {
         "name": Case(model, ("taylorshift", "taylor")),
@@ -221,7 +221,7 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize": Case(model, ("true", "false"), SHIFT),
         "scale_output": Case(model, ("true", "false"), SHIFT),
         "impl": Case(model, ("direct", "linear"), SHIFT),
-        "crossover": Case(model, ("0", "50"), SHIFT),
+        "crossover": Case(model, ("0", "100"), SHIFT),
     },
     "TaylorPolyConfig": {
         "name": Case(model, ("taylor_poly", "taylor")),
@@ -230,9 +230,9 @@ CASES: dict[str, dict[str, Case]] = {
         "normalize_first": Case(model, ("false", "true"), POLY),
         "root": Case(model, ("none", "value", "sigmoid"), POLY),
         "impl": Case(model, ("direct", "linear"), POLY),
-        "crossover": Case(model, ("0", "50"), POLY),
+        "crossover": Case(model, ("0", "100"), POLY),
     },
-    "SoftmaxConfig": {"name": Case(model, ("softmax", "window")), **heads("mixer=softmax")},
+    "SoftmaxConfig": {"name": Case(model, ("softmax", "taylor")), **heads("mixer=softmax")},
     "WindowConfig": {
         "name": Case(model, ("window", "none")),
         **heads("mixer=window"),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import mechanisms
 import pytest
 import torch
 from cases import agree
@@ -35,6 +36,8 @@ def by_loops(mixer: Mixer, x: Tensor, mask: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 @CAUSAL
 def test_equals_the_mixer_on_the_places_in_order(name, causal):
+    if causal and name not in mechanisms.CAUSAL:
+        return
     mixer = build(name, causal=causal)
     layer = ChannelFirst(mixer)
     for space in SPACES:
@@ -102,7 +105,7 @@ class Giving(Mixer):
         super().__init__(DIM, width=DIM, causal=False)
         self.stream, self.loss = stream, loss
 
-    def mix(self, x, context=None, *, mask=None, side=None):
+    def mix(self, x, context=None, *, mask=None, side=None, cu_seqlens=None):
         made = (x[:, :2] if side is None else side * 2) if self.stream else None
         return Mixed(x.mean(1, keepdim=True).expand_as(x), made, x.square().mean() if self.loss else None)
 

@@ -91,7 +91,7 @@ def test_context(name):
     mixer, x = build(name, dtype=torch.float32), torch.zeros(2, 11, DIM)
     if name not in CROSS:
         cls = type(mixer).__name__
-        able = "bidirectional, causal, decode" if name in CAUSAL else "bidirectional"
+        able = "bidirectional, causal, decode, packed" if name in CAUSAL else "bidirectional, packed"
         with refused(f"{cls} does not support 'cross', only {able}"):
             mixer(x, x)
         return
@@ -172,7 +172,7 @@ def test_a_split_needs_parts_that_fit():
 
 def test_a_split_supports_what_both_parts_do():
     causal = {"causal": True}
-    assert HeadSplit(part(TaylorAttention), part(WindowAttention)).supports == {"bidirectional", "causal", "decode"}
+    assert HeadSplit(part(TaylorAttention), part(WindowAttention)).supports == MODES - {"cross"}
     mixer = HeadSplit(part(Forward, **causal), part(WindowAttention, **causal))
     assert mixer.supports == {"causal"}
     with pytest.raises(ValueError, match="does not support 'decode'"):

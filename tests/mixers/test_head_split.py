@@ -39,7 +39,7 @@ class Streams(Mixer):
         super().__init__(DIM, width=DIM, causal=False)
         self.to_out = torch.nn.Identity()
 
-    def mix(self, x: Tensor, context=None, *, mask=None, side=None) -> Mixed:
+    def mix(self, x: Tensor, context=None, *, mask=None, side=None, cu_seqlens=None) -> Mixed:
         return Mixed(x, x[:, :1] + (0 if side is None else side), x.square().mean())
 
 

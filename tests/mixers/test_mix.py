@@ -140,7 +140,7 @@ def test_cross_attention(name, kind, m):
     if name == "none" and kind != "plain":
         kind = "plain"
     mixer, x, context = build(name, kind), tokens(), tokens(2, m)
-    nothing = mixer.to_out.bias if kind == "bias" and name != "none" else 0
+    nothing = getattr(mixer, "inner", mixer).to_out.bias if kind == "bias" and name != "none" else 0
     for mask in (None, padding(m, m - 2, total=m), padding(m, 0, total=m)):
         out = mixer(x, context, mask=mask)
         assert_close(out, expected(mixer, x, context, mask), **EXACT)

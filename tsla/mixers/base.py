@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from tsla.ops import rotary
+from tsla.ops.packing import check_cu_seqlens, groups, put_back, take
 
-MODES = frozenset({"bidirectional", "causal", "cross", "decode"})
+MODES = frozenset({"bidirectional", "causal", "cross", "decode", "packed"})
 
 
 class State(Protocol):
@@ -52,8 +53,9 @@ class Mixer(nn.Module):
         self.need("causal" if causal else "bidirectional")
 
     def mix(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
-    ) -> Mixed:
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Mixed:  # fmt: skip
         """Mix the tokens of x, or let them read those of `context`.
 
         Args:
@@ -61,6 +63,8 @@ class Mixer(nn.Module):
             context: ``(b, m, dim)`` for cross-attention.
             mask: ``(b, n)``, or ``(b, m)`` with a context; bool, True = real token.
             side: stream of the layer before; a mechanism without one leaves it alone.
+            cu_seqlens: ``(sequences + 1,)`` int, the bounds of the sequences packed into the one row of x, which then
+                mix by themselves. Not with a context.
         """
         raise TypeError(f"{type(self).__name__} must define mix()")
 
@@ -89,8 +93,10 @@ class Mixer(nn.Module):
                 f"{type(self).__name__} does not support {mode!r}, only {', '.join(sorted(self.supports))}"
             )
 
-    def check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
-        """Raise ValueError unless x, context and mask have the shapes and types `mix` names."""
+    def check_input(
+        self, x: Tensor, context: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None = None
+    ) -> None:  # fmt: skip
+        """Raise ValueError unless these have the shapes and types `mix` names."""
         keys = x if context is None else context
         for name, y in (("x", x), ("context", keys)):
             if y.dim() != 3 or y.shape[-1] != self.dim:
@@ -102,6 +108,11 @@ class Mixer(nn.Module):
                 f"mask must be torch.bool of shape {tuple(keys.shape[:2])}, True = real token; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
+        if cu_seqlens is not None:
+            self.need("packed")
+            if context is not None:
+                raise ValueError("cu_seqlens packs the sequences of x: it does not go with a context")
+            check_cu_seqlens(cu_seqlens, x, x.shape[1])
 
     def check_extend(self, x: Tensor, state: State | None, mask: Tensor | None) -> None:
         """Raise ValueError unless this mixer can decode, the input fits, and the state is of as many sequences."""
@@ -209,30 +220,42 @@ class HeadMixer(Mixer):
         raise TypeError(f"{type(self).__name__} must define attend_next()")
 
     def mix(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
-    ) -> Mixed:
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Mixed:  # fmt: skip
         if context is not None:
             self.need("cross")
             if self.causal or self.rotary:
                 raise ValueError("cross-attention has no order between x and context: causal and rotary must be False")
-        self.check_input(x, context, mask)
-        places = positions(mask, x) if self.rotary else None
-        q, k, v = self._project(x, x if context is None else context, places)
-        return Mixed(self._merge(self.attend(q, k, v, x, mask), x))
+        self.check_input(x, context, mask, cu_seqlens)
+        q, k, v = self._project(x, x if context is None else context)
+        if cu_seqlens is None:
+            return Mixed(self._merge(self._attend(q, k, v, x, mask), x))
+        found, outputs = groups(cu_seqlens), []
+        for group in found:
+            own_q, own_k, own_v = (take(y, group, 2) for y in (q, k, v))
+            outputs.append(self._attend(own_q, own_k, own_v, take(x, group, 1), group.masked(mask)))
+        return Mixed(self._merge(put_back(outputs, found, 2), x))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
         self.check_extend(x, state, mask)
-        places = positions(mask, x, None if state is None else state.length) if self.rotary else None
-        q, k, v = self._project(x, x, places)
+        q, k, v = self._project(x, x)
+        if self.rotary:
+            places = positions(mask, x, None if state is None else state.length)
+            q, k = rotary(q, places), rotary(k, places)
         out, state = self.attend_next(q, k, v, x, mask, state)
         return self._merge(out, x), state
 
-    def _project(self, x: Tensor, keys: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.rotary:
+            places = positions(mask, x)
+            q, k = rotary(q, places), rotary(k, places)
+        return self.attend(q, k, v, x, mask)
+
+    def _project(self, x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q_norm(rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads))
         k = self.k_norm(rearrange(self.to_k(keys), "b m (g d) -> b g m d", g=self.kv_heads))
         v = rearrange(self.to_v(keys), "b m (g e) -> b g m e", g=self.kv_heads)
-        if places is not None:
-            q, k = rotary(q, places), rotary(k, places)
         return q, k, v
 
     def _merge(self, out: Tensor, x: Tensor) -> Tensor:

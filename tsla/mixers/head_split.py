@@ -47,12 +47,13 @@ class HeadSplit(Mixer):
         self.dropout = nn.Dropout(dropout)
 
     def mix(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
-    ) -> Mixed:
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Mixed:  # fmt: skip
         if context is not None:
             self.need("cross")
-        far = self.far.mix(x, mask=mask, side=side)
-        near = self.near.mix(x, mask=mask)
+        far = self.far.mix(x, mask=mask, side=side, cu_seqlens=cu_seqlens)
+        near = self.near.mix(x, mask=mask, cu_seqlens=cu_seqlens)
         return far._replace(output=self._join(far.output, near.output))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:

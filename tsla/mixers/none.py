@@ -28,9 +28,10 @@ class NoMixer(Mixer):
         super().__init__(dim, width=dim, causal=causal)
 
     def mix(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
-    ) -> Mixed:
-        self.check_input(x, context, mask)
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Mixed:  # fmt: skip
+        self.check_input(x, context, mask, cu_seqlens)
         return Mixed(torch.zeros_like(x), None)
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:

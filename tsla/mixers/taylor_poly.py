@@ -35,7 +35,7 @@ class TaylorPolyAttention(HeadMixer):
         ValueError: as in `HeadMixer`; an odd order, or another root or impl.
     """
 
-    supports = frozenset({"bidirectional"})
+    supports = frozenset({"bidirectional", "packed"})
     default_head_dim = 16
 
     def __init__(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tsla.mixers.base import Mixed, Mixer, State
+from tsla.ops.packing import each_sequence
 
 
 class ShiftState(NamedTuple):
@@ -34,11 +35,16 @@ class TokenShift(Mixer):
         self.inner = inner
 
     def mix(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None
-    ) -> Mixed:
-        self.check_input(x, context, mask)
-        x, _ = shift(x, self._nothing(x), mask if context is None else None)
-        return self.inner.mix(x, context, mask=mask, side=side)
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Mixed:  # fmt: skip
+        self.check_input(x, context, mask, cu_seqlens)
+        own = mask if context is None else None
+        if cu_seqlens is None:
+            x, _ = shift(x, self._nothing(x), own)
+        else:
+            x = each_sequence(lambda y, real: shift(y, self._nothing(y), real)[0], x, cu_seqlens, own)
+        return self.inner.mix(x, context, mask=mask, side=side, cu_seqlens=cu_seqlens)
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
         self.check_extend(x, state, mask)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, silu
 
 from tsla.mixers import Mixer
+from tsla.ops.packing import each_sequence
 
 FEED_FORWARDS = ("gelu", "swiglu")
 
@@ -117,13 +118,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, side: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None = None, side: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x ``(b, n, dim)`` and its mask ``(b, n)``; returns x, the mixer's second stream, and the loss it adds."""
+        """x ``(b, n, dim)`` and its mask ``(b, n)``; returns x, the mixer's second stream, and the loss it adds.
+
+        cu_seqlens: the bounds of the sequences packed into the one row of x, see `Mixer.mix`.
+        """
         y = self.mixer_norm(x)
         if self.conv is not None:
-            y = self.conv(y, mask)
-        mixed = self.mixer.mix(y, mask=mask, side=side)
+            y = self.conv(y, mask) if cu_seqlens is None else each_sequence(self.conv, y, cu_seqlens, mask)
+        mixed = self.mixer.mix(y, mask=mask, side=side, cu_seqlens=cu_seqlens)
         x = x + mixed.output
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), mixed.side, mixed.aux
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tsla.models.encoder import Encoder
+from tsla.ops.packing import groups, in_order, take
 
 POOLS = ("mean", "cls", "attention")
 
@@ -58,14 +59,24 @@ class SequenceClassifier(nn.Module):
         """
         return self.run(tokens, mask).logits
 
-    def run(self, tokens: Tensor, mask: Tensor | None = None) -> Classified:
-        """Logits, and the loss that mixers add."""
-        x = self.encoder.embed(tokens, mask)
+    def run(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Classified:
+        """Logits, and the loss that mixers add.
+
+        cu_seqlens: ``(sequences + 1,)`` int, the bounds of the sequences packed into the one row of tokens; there is
+            then a row of logits for each. Not with pool ``"cls"``, whose token would have to stand between them.
+        """
+        if cu_seqlens is not None and self.cls is not None:
+            raise ValueError("pool 'cls' puts a token before a sequence, and these are packed: use mean or attention")
+        x = self.encoder.embed(tokens, mask, cu_seqlens)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
             mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
-        x, aux = self.encoder.encode(x, mask)
-        return Classified(self.head(self.dropout(self._pool(x, mask))), aux)
+        x, aux = self.encoder.encode(x, mask, cu_seqlens)
+        if cu_seqlens is None:
+            return Classified(self.head(self.dropout(self._pool(x, mask))), aux)
+        found = groups(cu_seqlens)
+        pooled = in_order([self._pool(take(x, group, 1), group.masked(mask)) for group in found], found)
+        return Classified(self.head(self.dropout(pooled)), aux)
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.cls is not None:

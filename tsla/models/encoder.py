@@ -10,6 +10,7 @@ from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
 from tsla.models.embedding import ConvEmbedding, token_table
+from tsla.ops.packing import each_sequence
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 
@@ -80,30 +81,36 @@ class Encoder(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(dim)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         """Inputs with their positions, ``(b, n, dim)``."""
         if self.grid is not None and tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"input must have the {self.grid[0]} x {self.grid[1]} cells, got {tokens.shape[1]} tokens")
         x = self.embedding(tokens)
-        if self.convolutions is not None:
-            x = self.convolutions(x, mask)
-        return self.dropout(self.positions(x, mask))
+        for placed in (self.convolutions, self.positions):
+            if placed is not None:
+                x = placed(x, mask) if cu_seqlens is None else each_sequence(placed, x, cu_seqlens, mask)
+        return self.dropout(x)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode(
+        self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The blocks and the last norm on embedded tokens; and the sum of the losses that mixers add, or None."""
         side: Tensor | None = None
         aux: Tensor | None = None
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, side, more = checkpoint(block, x, mask, side, use_reentrant=False)
+                x, side, more = checkpoint(block, x, mask, side, cu_seqlens, use_reentrant=False)
             else:
-                x, side, more = block(x, mask, side)
+                x, side, more = block(x, mask, side, cu_seqlens)
             aux = add(aux, more)
         return self.norm(x), aux
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Contextual tokens ``(b, n, dim)``; mask ``(b, n)`` bool, True = real."""
-        return self.encode(self.embed(tokens, mask), mask)[0]
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Contextual tokens ``(b, n, dim)``; mask ``(b, n)`` bool, True = real.
+
+        cu_seqlens: ``(sequences + 1,)`` int; the input is then one row of sequences packed one after another.
+        """
+        return self.encode(self.embed(tokens, mask, cu_seqlens), mask, cu_seqlens)[0]
 
 
 class Positions(nn.Module):

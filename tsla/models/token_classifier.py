@@ -33,11 +33,15 @@ class TokenClassifier(nn.Module):
         """Logits ``(b, n, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real."""
         return self.run(tokens, mask).logits
 
-    def run(self, tokens: Tensor, mask: Tensor | None = None, wanted: Tensor | None = None) -> Classified:
+    def run(
+        self, tokens: Tensor, mask: Tensor | None = None, wanted: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Classified:  # fmt: skip
         """Logits, and the loss that mixers add.
 
         wanted: ``(b, n)`` bool, the tokens whose logits are asked for; they come as ``(count, num_classes)``, row by
         row. With many classes and few such tokens, the head is most of the work saved.
+        cu_seqlens: ``(sequences + 1,)`` int, the bounds of the sequences packed into the one row of tokens.
         """
-        x, aux = self.encoder.encode(self.encoder.embed(tokens, mask), mask)
+        x, aux = self.encoder.encode(self.encoder.embed(tokens, mask, cu_seqlens), mask, cu_seqlens)
         return Classified(self.head(self.dropout(x if wanted is None else x[wanted])), aux)

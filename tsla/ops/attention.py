@@ -5,6 +5,7 @@ picks the form, and divides. o_i = sum_j w_ij v_j / sum_j w_ij (arXiv 2006.16236
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tsla.ops.direct import direct
 from tsla.ops.feature_map import check_order, taylor_feature_dim
 from tsla.ops.kernel import Kernel, taylor_polynomial
 from tsla.ops.measured import auto_crossover
+from tsla.ops.packing import attend_packed
 from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
@@ -32,8 +34,9 @@ DEFAULT_CHUNK = 64
 def taylor_attention(
     q: Tensor, k: Tensor, v: Tensor, *, order: int = 2, coefficients: Sequence[float] | None = None,
     center: str = "zero", scale: float | None = None, causal: bool = False, key_mask: Tensor | None = None,
-    log_decay: Tensor | None = None, normalize: bool = True, state: KernelState | None = None,
-    return_state: bool | None = None, impl: str = "auto", crossover: float | None = None, chunk_size: int | None = None,
+    log_decay: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True,
+    state: KernelState | None = None, return_state: bool | None = None, impl: str = "auto",
+    crossover: float | None = None, chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
     """Attention whose weight of a pair is the Taylor polynomial of exp: w_ij = sum_{p <= order} (scale q_i.k_j)^p / p!.
 
@@ -55,6 +58,8 @@ def taylor_attention(
         causal: query i sees keys 0..i, and all that `state` holds. Needs n == m.
         key_mask: ``(b, m)`` bool, True = real. A masked key adds nothing, not even its decay.
         log_decay: ``(h,)`` or ``(b, h, n)``, <= 0; weights get the factor exp(-|c_i - c_j|), c the running sum.
+        cu_seqlens: ``(sequences + 1,)`` int: the row, one alone, holds sequences that see only themselves; where each
+            begins, and the end of the last. States are then of the sequences. A sequence may be empty.
         normalize: divide by sum_j w_ij; else return the plain sum, which grows with m: give float32 where float16 or
             bfloat16 could not hold it.
         state: what earlier calls have seen (their returned state).
@@ -75,6 +80,12 @@ def taylor_attention(
     check_center(center, order)
     check_crossover(crossover, impl)
     kernel = taylor_polynomial(order) if coefficients is None else check_polynomial(coefficients, order)
+    if cu_seqlens is not None:
+        each = partial(
+            taylor_attention, order=order, coefficients=coefficients, center=center, scale=scale, causal=causal,
+            normalize=normalize, return_state=return_state, impl=impl, crossover=crossover, chunk_size=chunk_size,
+        )  # fmt: skip
+        return attend_packed(each, q, k, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, d), (m, e) = q.shape[-2:], v.shape[-2:]
     if crossover is None and impl == "auto":
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -90,8 +101,9 @@ def taylor_attention(
 
 def linear_attention(
     fq: Tensor, fk: Tensor, v: Tensor, *, causal: bool = False, log_decay: Tensor | None = None,
-    key_mask: Tensor | None = None, normalize: bool = True, eps: float = 1e-6, state: KernelState | None = None,
-    return_state: bool | None = None, impl: str = "auto", chunk_size: int | None = None,
+    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True, eps: float = 1e-6,
+    state: KernelState | None = None, return_state: bool | None = None, impl: str = "auto",
+    chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
     """Kernel attention from features: w_ij = fq_i . fk_j (Katharopoulos et al., arXiv 2006.16236).
 
@@ -100,7 +112,7 @@ def linear_attention(
         fk: ``(b, g, m, f)``, features of the keys.
         v: ``(b, g, m, e)``.
         normalize: divide by sum_j w_ij + eps; else return the plain sum.
-        causal, log_decay, key_mask, state, return_state, impl, chunk_size: as in `taylor_attention`.
+        causal, log_decay, key_mask, cu_seqlens, state, return_state, impl, chunk_size: as in `taylor_attention`.
 
     Returns:
         `Attended`: output ``(b, h, n, e)`` in the type of fq.
@@ -109,6 +121,12 @@ def linear_attention(
         ValueError: as in `taylor_attention`.
     """
     check_qkv(fq, fk, v, causal, key_mask)
+    if cu_seqlens is not None:
+        each = partial(
+            linear_attention, causal=causal, normalize=normalize, eps=eps, return_state=return_state, impl=impl,
+            chunk_size=chunk_size,
+        )  # fmt: skip
+        return attend_packed(each, fq, fk, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, f), (m, e) = fq.shape[-2:], v.shape[-2:]
     out = _attend(
         fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,

@@ -5,11 +5,13 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tsla.ops.checks import check_qkv
+from tsla.ops.packing import attend_packed
+from tsla.ops.types import Attended
 
 
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, causal: bool = False, scale: float | None = None,
-    key_mask: Tensor | None = None,
+    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Softmax attention of query i over the keys with i - window <= j <= i if causal, |i - j| <= window if not.
 
@@ -22,6 +24,7 @@ def window_attention(
         window: how far a query sees, in positions; 0 is the token itself.
         scale: factor of q.k, default ``d ** -0.5``.
         key_mask: ``(b, n)`` bool, True = real.
+        cu_seqlens: ``(sequences + 1,)`` int, the bounds of the sequences packed into a single row: windows end there.
 
     Returns:
         ``(b, h, n, e)`` in the type of q; a row that sees no key is 0.
@@ -35,6 +38,14 @@ def window_attention(
         raise ValueError(f"window ({window}) must not be negative")
     if n != m:
         raise ValueError(f"window attention needs as many keys ({m}) as queries ({n})")
+    if cu_seqlens is not None:
+
+        def each(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Attended:
+            return Attended(
+                window_attention(q, k, v, window=window, causal=causal, scale=scale, key_mask=key_mask), None
+            )
+
+        return attend_packed(each, q, k, v, cu_seqlens, key_mask=key_mask).output
     if n == 0:
         return v.new_zeros(b, h, 0, v.shape[-1], dtype=q.dtype)
     window = min(window, n - 1)
