@@ -162,6 +162,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "ListOpsConfig": {
         "name": Case(data, ("listops_short", "listops"), ROWS),
+        "packing": Case(data, ("false", "true"), ROWS),
         "min_length": Case(data, ("20", "21"), ROWS),
         "max_length": Case(data, ("100", "90"), ROWS),
         "max_depth": Case(data, ("10", "4"), ROWS),
@@ -174,6 +175,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "MqarConfig": {
         "name": Case(data, ("mqar", "mqar_mix"), MQAR),
+        "packing": Case(data, ("false", "true"), MQAR),
         "vocab_size": Case(data, ("20", "30"), MQAR),
         "train": Case(data, ("[16/4/30]", "[16/4/31]", "[16/3/30]", "[12/3/20,16/3/10]"), MQAR),
         "val": Case(data, ("[16/4/5]", "[16/4/6]"), MQAR),
@@ -184,6 +186,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "FilesConfig": {
         "name": Case(data, ("files",), FILES),
+        "packing": Case(data, ("false", "true"), FILES),
         "path": Case(data, ("own.jsonl", "other.jsonl", "null"), FILES, "task.path must be given"),
         "revision": Case(data, ("null", "x"), FILES, "revision ('x') belongs to a data set of the Hub"),
         "input": Case(data, ("text", "tokens"), FILES),
@@ -201,7 +204,11 @@ CASES: dict[str, dict[str, Case]] = {
         "max_length": Case(data, ("null", "5"), FILES),
         "slices": Case(data, ("[]", "[part]"), FILES),
     },
-    "DigitsConfig": {"name": Case(data, ("digits",)), "seed": Case(data, ("0", "1"))},
+    "DigitsConfig": {
+        "name": Case(data, ("digits",)),
+        "packing": Case(data, ("false", "true")),
+        "seed": Case(data, ("0", "1")),
+    },
     "NoneConfig": {"name": Case(model, ("none", "taylor"))},
     "TaylorConfig": {
         "name": Case(model, ("taylor", "softmax")),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -23,6 +23,7 @@ from tsla.config.schema import (
     NoneConfig,
     PolynomialConfig,
     SoftmaxConfig,
+    TaskOptions,
     TaylorConfig,
     TaylorPolyConfig,
     TaylorShiftConfig,
@@ -66,15 +67,20 @@ def build_task(config: Config) -> Task:
     """The task of a run; nothing is generated or read yet."""
     match config.task:
         case ListOpsConfig() as c:
-            return ListOps(**asdict(c), cache_dir=Path(config.data_dir))
+            return ListOps(**_own(c), cache_dir=Path(config.data_dir))
         case DigitsConfig() as c:
             return Digits(seed=c.seed)
         case MqarConfig() as c:
-            return Mqar(**asdict(c), cache_dir=Path(config.data_dir))
+            return Mqar(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:
-            return Files(**asdict(c), cache_dir=Path(config.data_dir))
+            return Files(**_own(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
+
+
+def _own(task: TaskOptions) -> dict[str, Any]:
+    """The options of a task that say what its rows are."""
+    return {name: value for name, value in asdict(task).items() if name != "packing"}
 
 
 def build_mixer(config: MixerConfig, model: ModelConfig) -> Mixer:
@@ -244,8 +250,8 @@ def build_loaders(
     pinned = config.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     loaders = []
     for split in splits:
-        rows = Rows(task.split(split), task.spec)
         training = split == "train"
+        rows = Rows(task.split(split), task.spec, packed=training and config.task.packing)
         batches = LengthBatches(
             rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
             world=world, drop_uneven=training,

@@ -44,7 +44,7 @@ def flat(lists: list[list[int]]) -> list[int]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @given(
@@ -126,7 +126,7 @@ def test_batches_hold_their_rows(workers):
     for batch in loader:
         assert batch.inputs.dtype == torch.int64 and batch.mask.dtype == torch.bool
         assert batch.inputs.shape == batch.mask.shape and batch.mask.any(0).all()  # no column of padding alone
-        for ids, mask, label, row in zip(*batch, strict=True):
+        for ids, mask, label, row in zip(*batch[:4], strict=True):
             assert row == label
             n = LENGTHS[int(label)]
             assert mask.tolist() == [True] * n + [False] * (len(mask) - n)
@@ -218,3 +218,29 @@ def test_threads_may_share_the_rows():
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(rows.__getitems__, [[i, i + 1] for i in range(100)]))
     assert [batch.targets.tolist() for batch in made] == [[i, i + 1] for i in range(100)]
+
+
+@pytest.mark.parametrize("target", ["class", "tokens"])
+def test_packed_rows_are_the_padded_ones_without_padding(target):
+    labels = [[row + at for at in range(n)] for row, n in enumerate(LENGTHS)]
+    kinds = Features({"input_ids": List(Value("uint8")), "label": List(Value("int32"))})
+    tokens = Dataset.from_dict({"input_ids": DATA["input_ids"], "label": labels}, features=kinds)
+    data, spec = (DATA, SPEC) if target == "class" else (tokens, SPEC._replace(target="tokens"))
+    for rows in ([3, 0, 50], [7], list(range(101))):
+        padded, packed = Rows(data, spec).__getitems__(rows), Rows(data, spec, packed=True).__getitems__(rows)
+        assert padded.cu_seqlens is None and packed.mask.all()
+        assert packed.mask.shape == packed.inputs.shape == (1, sum(LENGTHS[row] for row in rows))
+        assert packed.cu_seqlens.tolist() == [0, *itertools.accumulate(LENGTHS[row] for row in rows)]
+        assert torch.equal(packed.inputs[0], padded.inputs[padded.mask])
+        assert torch.equal(packed.rows, padded.rows)
+        expected = padded.targets if target == "class" else padded.targets[padded.mask][None]
+        assert torch.equal(packed.targets, expected)
+
+
+def test_packed_series():
+    series = {"values": [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]], "label": [0, 1, 2]}
+    spec = runs.spec(None, channels=1, input_mean=(1.0,), input_std=(2.0,))
+    batch = Rows(Dataset.from_dict(series), spec, packed=True).__getitems__([2, 0])
+    assert batch.inputs.flatten().tolist() == [1.0, 1.5, 2.0, -0.5, 0.0] and batch.inputs.shape == (1, 5, 1)
+    moved = batch.to(torch.device("meta"))
+    assert {x.device.type for x in moved} == {"meta"} and batch._replace(cu_seqlens=None).to("meta").cu_seqlens is None

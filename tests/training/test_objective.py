@@ -115,6 +115,20 @@ def test_tokens_are_scored_where_there_is_a_target_and_rows_count_alike():
     assert scores(objective, found)["accuracy"] == pytest.approx(float(right[0].sum() / 3 + right[1, 0]) / 2)
 
 
+def test_packed_tokens_belong_to_their_rows():
+    objective = Objective(runs.spec(outputs=5, target="tokens"))
+    targets = torch.tensor([[IGNORE, 1, 2, IGNORE, 0, 4]])
+    bounds, everything = torch.tensor([0, 3, 4, 6]), torch.ones(1, 6).bool()
+    batch = Batch(torch.ones(1, 6).long(), everything, targets, torch.arange(3), bounds)
+
+    def run(inputs, mask, wanted, cu_seqlens):
+        assert mask is None and cu_seqlens is bounds
+        return torch.randn(int(wanted.sum()), 5), None
+
+    found = objective.ask(run, batch)
+    assert found.targets.tolist() == [1, 2, 0, 4] and found.rows.tolist() == [0, 0, 2, 2]
+
+
 def test_a_batch_without_any_target_has_no_loss():
     objective = Objective(runs.spec(outputs=5, target="tokens"))
     nothing = answers(torch.zeros(0, 5, requires_grad=True), torch.zeros(0).long())

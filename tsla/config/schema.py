@@ -23,7 +23,15 @@ MIXERS = ("none", "taylor", "taylorshift", "taylor_poly", "softmax", "window")
 
 
 @dataclass
-class ListOpsConfig:
+class TaskOptions:
+    """The options of every task."""
+
+    name: str = option("", "the task")
+    packing: bool = option(False, "rows of a training batch stand one after another, not padded to the longest")
+
+
+@dataclass
+class ListOpsConfig(TaskOptions):
     """ListOps as Long Range Arena defines it, generated here or read from a `listops-1000` folder."""
 
     name: str = option("listops", "which size; its numbers stand in configs/task", choices=LISTOPS)
@@ -39,7 +47,7 @@ class ListOpsConfig:
 
 
 @dataclass
-class DigitsConfig:
+class DigitsConfig(TaskOptions):
     """The 8x8 digits of scikit-learn as sequences of 64 pixels."""
 
     name: str = option("digits", "the task", choices=("digits",))
@@ -47,7 +55,7 @@ class DigitsConfig:
 
 
 @dataclass
-class MqarConfig:
+class MqarConfig(TaskOptions):
     """Multi-query associative recall, generated. Segments are written as length/pairs/rows."""
 
     name: str = option("mqar", "one kind of rows, or the standard mix of lengths; see configs/task", choices=MQAR)
@@ -61,7 +69,7 @@ class MqarConfig:
 
 
 @dataclass
-class FilesConfig:
+class FilesConfig(TaskOptions):
     """Your own data: files, folders of texts, a saved data set or one of the Hub. See `tsla data inspect`."""
 
     name: str = option("files", "the task", choices=("files",))

@@ -131,6 +131,10 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
     if isinstance(model, EncoderConfig) and model.conv_embedding and model.dim < 4:
         yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
+    if config.task.packing and isinstance(model, VisionConfig):
+        yield "task.packing=true changes nothing for model=vision: all images have as many pixels"
+    if config.task.packing and model.pool == "cls":
+        yield "model.pool=cls puts a token before a row, and task.packing=true leaves no room: use mean or attention"
     if model.pool == "cls" and model.causal:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
     if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig):

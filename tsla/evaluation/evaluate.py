@@ -48,7 +48,7 @@ def answers_of(
     for batch in loader:
         empty = False
         with torch.inference_mode():
-            answers = objective.ask(run, Batch(*(x.to(device) for x in batch)))
+            answers = objective.ask(run, batch.to(device))
         outputs, targets, rows = (x.cpu() for x in answers[:3] if x is not None)
         yield batch, Answers(outputs, targets, rows, None)
     if empty:

@@ -19,18 +19,25 @@ BUCKETS = 16  # steps between the shortest and the longest row: finer pads less,
 
 
 class Batch(NamedTuple):
-    """One batch of rows.
+    """One batch of rows, padded; or packed, which is one row of them all and then n their tokens together.
 
     inputs: token ids ``(b, n)`` int64, padded right with 0, or a series ``(b, n, channels)`` float32.
     mask: ``(b, n)`` bool, True = real.
-    targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, or token classes ``(b, n)`` int64.
-    rows: which of the split these are, ``(b,)`` int64.
+    targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, or token classes ``(b, n)`` int64; of
+        packed rows ``(rows,)``, ``(rows, outputs)`` or ``(1, n)``.
+    rows: which of the split these are, ``(b,)`` int64, or ``(rows,)``.
+    cu_seqlens: where each packed row begins, and the end of the last, ``(rows + 1,)`` int64; None if padded.
     """
 
     inputs: Tensor
     mask: Tensor
     targets: Tensor
     rows: Tensor
+    cu_seqlens: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on that device."""
+        return Batch(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
 
 
 class Rows(TorchDataset[Batch]):
@@ -39,10 +46,11 @@ class Rows(TorchDataset[Batch]):
     Args:
         data: columns as `tsla.tasks.base.Task` says.
         spec: of the task; its means and deviations standardise a series and numbers.
+        packed: make packed batches.
     """
 
-    def __init__(self, data: Dataset, spec: TaskSpec) -> None:
-        self.spec = spec
+    def __init__(self, data: Dataset, spec: TaskSpec, *, packed: bool = False) -> None:
+        self.spec, self.packed = spec, packed
         table = data.with_format("arrow")[:]
         names = set(table.column_names)
         (column,) = names & {"input_ids", "values"}
@@ -63,25 +71,30 @@ class Rows(TorchDataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch: torch hands over all its indices at once."""
         lengths = self.lengths[indices]
-        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        cu_seqlens = None
+        if self.packed:
+            mask = np.ones((1, int(lengths.sum())), dtype=bool)
+            cu_seqlens = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
+        else:
+            mask = np.arange(int(lengths.max())) < lengths[:, None]
         series = self.spec.channels is not None
-        inputs = self._padded(self.values, mask, indices, 0.0 if series else PAD, np.float32 if series else np.int64)
+        inputs = self._placed(self.values, mask, indices, 0.0 if series else PAD, np.float32 if series else np.int64)
         if self.spec.target == "tokens":
-            targets = self._padded(self.targets, mask, indices, IGNORE, np.int64)
+            targets = self._placed(self.targets, mask, indices, IGNORE, np.int64)
         else:
             targets = self.targets[indices]
-        return Batch(*map(torch.from_numpy, (inputs, mask, targets, np.asarray(indices, dtype=np.int64))))
+        rows = np.asarray(indices, dtype=np.int64)
+        tensors = [torch.from_numpy(x) for x in (inputs, mask, targets, rows)]
+        return Batch(*tensors, cu_seqlens=cu_seqlens)  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def _padded(self, flat: Array, mask: Array, indices: list[int], fill: float, kind: type) -> Array:
-        """Each row's piece of a flat buffer, padded right to the width of `mask`."""
-        padded = np.full((*mask.shape, *flat.shape[1:]), fill, dtype=kind)
-        for row, index in enumerate(indices):
-            piece = flat[self.offsets[index] : self.offsets[index + 1]]
-            padded[row, : len(piece)] = piece
-        return padded
+    def _placed(self, flat: Array, mask: Array, indices: list[int], fill: float, kind: type) -> Array:
+        """Each row's piece of a flat buffer, in order where `mask` is True: padded, or packed into one row."""
+        placed = np.full((*mask.shape, *flat.shape[1:]), fill, dtype=kind)
+        placed[mask] = np.concatenate([flat[self.offsets[i] : self.offsets[i + 1]] for i in indices])
+        return placed
 
     def _targets(self, column: pa.ChunkedArray) -> Array:
         match self.spec.target:

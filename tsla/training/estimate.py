@@ -45,7 +45,7 @@ def estimate(
         if number == 1:
             _wait(device)
             started = time.perf_counter()
-        answers = objective.ask(run, Batch(*(x.to(device) for x in batch)))
+        answers = objective.ask(run, batch.to(device))
         loss = objective.loss(answers)
         (loss if answers.aux is None else loss + answers.aux).backward()
         optimizer.step()
@@ -57,7 +57,7 @@ def estimate(
     tokens, started = 0, time.perf_counter()
     with torch.inference_mode():
         for batch in _spread(val, STEPS):
-            objective.ask(run, Batch(*(x.to(device) for x in batch)))
+            objective.ask(run, batch.to(device))
             tokens += int(batch.mask.sum())
     _wait(device)
     val_rate = tokens / (time.perf_counter() - started)

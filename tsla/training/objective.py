@@ -57,15 +57,22 @@ class Objective:
     def ask(self, run: Callable[..., Any], batch: Batch) -> Answers:
         """Run a model, `run(inputs, mask) -> (logits, aux)`, and keep what is scored.
 
-        A model of tokens is told which ones, `run(inputs, mask, scored)`, and gives logits of those alone.
+        A model of tokens is told which ones, `run(inputs, mask, scored)`, and gives logits of those alone. Of packed
+        rows, which have no padding, it is told the bounds instead of a mask: `run(inputs, None, ..., cu_seqlens=...)`.
         """
+        bounds = batch.cu_seqlens
+        packed = {} if bounds is None else {"cu_seqlens": bounds}
+        mask = batch.mask if bounds is None else None
         if self.spec.target != "tokens":
-            logits, aux = run(batch.inputs, batch.mask)
+            logits, aux = run(batch.inputs, mask, **packed)
             rows = torch.arange(len(logits), device=logits.device)
             return Answers(logits.float(), batch.targets, rows, aux)
         scored = batch.targets != IGNORE
-        logits, aux = run(batch.inputs, batch.mask, scored)
-        return Answers(logits.float(), batch.targets[scored], scored.nonzero()[:, 0], aux)
+        logits, aux = run(batch.inputs, mask, scored, **packed)
+        row, place = scored.nonzero().unbind(1)
+        if bounds is not None:
+            row = torch.searchsorted(bounds, place, right=True) - 1
+        return Answers(logits.float(), batch.targets[scored], row, aux)
 
     def loss(self, answers: Answers) -> Tensor:
         """Mean over the items: nats, or squared standard deviations of the target."""
