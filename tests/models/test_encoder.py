@@ -181,9 +181,7 @@ def test_an_encoder_embeds_by_convolutions(values, positions):
     assert torch.equal(encoder(other)[:, :4], encoder(x)[:, :4])
     with pytest.raises(ValueError, match=r"^dim \(3\) must be at least 4 for a convolutional embedding$"):
         Encoder(vocab_size=11, dim=3, depth=1, heads=3, conv_embedding=True)
-    with pytest.raises(
-        ValueError, match=r"^conv_embedding looks along a line of tokens, .* grid \(2, 3\)$"
-    ):
+    with pytest.raises(ValueError, match=r"^conv_embedding looks along a line of tokens, .* grid \(2, 3\)$"):
         Encoder(vocab_size=11, dim=DIM, depth=1, conv_embedding=True, grid=(2, 3))
 
 
