@@ -1,4 +1,4 @@
-"""What the README and the docstrings show works as it stands."""
+"""What the README, the pages of docs and the docstrings show works as it stands."""
 
 import doctest
 import importlib
@@ -18,7 +18,12 @@ from tsla.config.grid import cells_of, read_suite, suite_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))} | {"README.md": README}
+PYTHON = [
+    (name, block)
+    for name, text in PAGES.items()
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
 SHELL = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [
     shlex.split(line, comments=True)
@@ -31,17 +36,24 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages(tsla.__path__, "tsla.")]
 
 
 def test_the_readme_has_code():
-    fences = re.findall(r"^```(\S*)$", README, re.MULTILINE)
-    assert len(PYTHON) >= 1 and len(LINES) >= 5
-    assert len(fences) == 2 * len(re.findall(r"^```\S+$", README, re.MULTILINE))  # every block names its language
+    assert "README.md" in dict(PYTHON) and len(LINES) >= 5
+    for text in PAGES.values():
+        fences = re.findall(r"^```(\S*)$", text, re.MULTILINE)
+        assert len(fences) == 2 * len(re.findall(r"^```\S+$", text, re.MULTILINE))  # every block names its language
     assert [line for line in LINES if line[0] == "make"][:2] == [["make", "quickstart"], ["make", "test"]]
 
 
-@pytest.mark.parametrize("block", PYTHON)
-def test_python_blocks_run(block, tmp_path, monkeypatch):
+def test_there_are_ten_examples():
+    sections = PAGES["examples.md"].split("\n## ")[1:]
+    assert [section.split(".")[0] for section in sections] == [str(place) for place in range(1, 11)]
+    assert all(section.count("\n```python\n") == 1 for section in sections)
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[f"{page}-{at}" for at, (page, _) in enumerate(PYTHON)])
+def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)  # our own file
+    exec(compile(block, page, "exec"), names)  # our own file
     assert len(names) > 1
 
 
@@ -107,8 +119,10 @@ def test_inline_commands_compose():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (folder / target).exists(), f"{name}: {target}"
 
 
 def test_the_help_shows_commands_that_compose():

@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from cases import Largest, agree, results, some_mask
+from cases import Largest, agree, error, results, some_mask
 from mechanisms import build, padding
 from torch.testing import assert_close
 
@@ -14,8 +14,9 @@ DIM, TINY, EXACT = 32, 1e-300, {"rtol": 1e-12, "atol": 1e-12}
 NORMALIZE = pytest.mark.parametrize("normalize_first", [False, True])
 
 
-def heads(n=9, g=4, d=3, e=5):
-    shapes = {"q1": (2, 4, n, d), "q2": (2, g, n, d), "q3": (2, g, n, d), "v": (2, g, n, e)}
+def heads(n=9, g=4, d=3, e=5, m=None):
+    m = n if m is None else m
+    shapes = {"q1": (2, 4, n, d), "q2": (2, g, m, d), "q3": (2, g, m, d), "v": (2, g, m, e)}
     return {name: torch.randn(*shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 
@@ -54,6 +55,82 @@ def test_both_attentions_are_the_formula(n, impl, normalize_first):
             lambda options=options, **y: taylor_poly_attention(**y, impl=impl, **options),
             lambda options=options, **y: oracle.dense_poly(**y, **options), heads(n, g), 1e-9,
         )  # fmt: skip
+
+
+@NORMALIZE
+@pytest.mark.parametrize("impl", ["direct", "linear", "auto"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 4), (5, 2), (4, 0), (0, 4), (0, 0)])
+def test_loops_over_two_lengths(n, m, impl, normalize_first):
+    formula = oracle.poly if n and m else oracle.dense_poly  # nothing to loop over
+    for order, key_mask in ((2, None), (4, some_mask(2, m))):
+        options = {"order": order, "normalize_first": normalize_first, "key_mask": key_mask}
+        agree(
+            lambda options=options, **y: taylor_poly_attention(**y, impl=impl, **options),
+            lambda options=options, **y: formula(**y, **options), heads(n, 2, d=2, e=3, m=m),
+        )  # fmt: skip
+
+
+@NORMALIZE
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+def test_any_strides(impl, normalize_first):
+    """Transposed, expanded and sliced inputs give what contiguous ones give, gradients too, and are left alone."""
+    x = heads(n=20, g=2)
+    strange = {
+        "q1": x["q1"].transpose(1, 2).contiguous().transpose(1, 2),
+        "q2": x["q2"][:1].expand(2, -1, -1, -1),
+        "q3": x["q3"][:, :1].expand(-1, 2, -1, -1),
+        "v": torch.stack([x["v"], x["v"]], dim=-1)[..., 0],
+    }
+    assert not any(tensor.is_contiguous() for tensor in strange.values())
+    before = {name: tensor.clone() for name, tensor in strange.items()}
+    gradients = []
+    for inputs in (strange, before):
+        leaves = [tensor.requires_grad_() for tensor in inputs.values()]
+        out = taylor_poly_attention(*leaves, impl=impl, normalize_first=normalize_first)
+        gradients.append(torch.autograd.grad(out.square().sum(), leaves))
+    assert all(torch.equal(strange[name], tensor) and not strange[name]._version for name, tensor in before.items())
+    for got, expected in zip(*gradients, strict=True):
+        assert_close(got, expected, **EXACT)
+
+
+@NORMALIZE
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+def test_rows_of_a_batch_do_not_meet(impl, normalize_first):
+    x, mask = {name: tensor.float() for name, tensor in heads(n=20, g=2).items()}, some_mask(2, 20)
+    options = {"impl": impl, "normalize_first": normalize_first}
+    out = taylor_poly_attention(**x, **options, key_mask=mask)
+    for tensor in x.values():
+        tensor[0] = 50 * torch.randn(tensor.shape[1:])
+    assert torch.equal(taylor_poly_attention(**x, **options, key_mask=mask)[1], out[1])
+
+
+@NORMALIZE
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+def test_autocast_changes_nothing(impl, normalize_first):
+    x = {name: tensor.float() for name, tensor in heads(n=100, d=16).items()}
+    options = {"impl": impl, "normalize_first": normalize_first}
+    expected = taylor_poly_attention(**x, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = taylor_poly_attention(**x, **options)
+    assert torch.equal(got, expected) and got.dtype == torch.float32
+
+
+@NORMALIZE
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_error_is_at_most_twice_that_of_a_plain_implementation(dtype, impl, normalize_first):
+    """Plain: the matrices of the oracle in the type of the inputs, scores as those of RMS-normalised vectors."""
+    x = {name: tensor.to(dtype) for name, tensor in heads(n=100, d=16).items()}
+    x = {name: tensor if name == "v" else tensor / 4 for name, tensor in x.items()}
+    options = {"normalize_first": normalize_first, "key_mask": torch.ones(2, 100, dtype=torch.bool)}
+    truth = results(lambda **y: oracle.dense_poly(**y, **options), {name: y.double() for name, y in x.items()})
+    reference = results(lambda **y: oracle.dense_poly(**y, **options), x)
+    got = results(lambda **y: taylor_poly_attention(**y, impl=impl, **options), x)
+    for ours, theirs, exact in zip(got, reference, truth, strict=True):
+        for name, values in exact.items():
+            assert ours[name].dtype == dtype
+            assert error(ours[name], values) <= 2 * (error(theirs[name], values) + torch.finfo(dtype).eps), name
+    assert error(got[0]["0"], truth[0]["0"]) <= 0.6 * torch.finfo(dtype).eps  # rounded once, at the end
 
 
 @NORMALIZE

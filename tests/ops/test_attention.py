@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from cases import agree, qkv, some_decay, some_mask
+from cases import agree, close, qkv, results, some_decay, some_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -82,11 +82,66 @@ def test_loops(form, kind, causal):
     )
 
 
+POLYNOMIALS = {"order 2": {}, "order 4": {"order": 4}, "coefficients": {"coefficients": (2.0, -1.0, 0.7)}}
+combinations = [
+    pytest.mark.parametrize("normalize", [True, False], ids=["averages", "sums"]),
+    pytest.mark.parametrize("center", ["zero", "mean"]),
+    pytest.mark.parametrize("rates", [None, "head", "token"]),
+    pytest.mark.parametrize("polynomial", POLYNOMIALS.values(), ids=POLYNOMIALS.keys()),
+]
+
+
+def every_combination(test):
+    """All options together, of grouped heads under a mask."""
+    for mark in combinations:
+        test = mark(test)
+    return test
+
+
+@every_combination
+def test_every_combination_of_options_equals_the_loops(polynomial, rates, center, normalize):
+    """Outputs, and gradients of q, k, v and the decays, of every form."""
+    inputs, options = arguments(2, 2, 5, {"rates": rates, "mask": True})
+    inputs |= {name: inputs[name][:, :1] for name in "kv"}
+    options |= {**polynomial, "center": center, "normalize": normalize}
+    for causal in (False, True):
+        expected = results(lambda c=causal, **x: oracle.attention(**x, causal=c, **options), inputs)
+        for form in ({"impl": "direct"}, {"impl": "linear", "chunk_size": 2}, {"impl": "linear"}):
+            got = results(
+                lambda c=causal, f=form, **x: taylor_attention(**x, causal=c, **options, **f).output, inputs
+            )  # fmt: skip
+            for ours, theirs in zip(got, expected, strict=True):
+                close(ours, theirs, 1e-10)
+
+
+@every_combination
+def test_every_combination_of_options_from_a_state(polynomial, rates, center, normalize):
+    """Outputs, returned sums, and gradients of the given sums beside those of the others."""
+    inputs, options = arguments(2, 4, 7, {"rates": rates, "mask": True})
+    inputs |= some_state(inputs, polynomial.get("order", 2))
+    options |= {**polynomial, "center": center, "normalize": normalize, "causal": True}
+    for form in ({"impl": "direct"}, {"impl": "linear", "chunk_size": 3}):
+        agree(
+            lambda kv, z, f=form, **x: taylor_attention(**x, state=as_state(kv, z), **options, **f),
+            lambda kv, z, **x: oracle.dense(**x, start=(kv, z), **options),
+            inputs,
+        )
+    if rates is None:
+        agree(
+            lambda kv, z, **x: taylor_attention(
+                **x, state=as_state(kv, z), return_state=True, impl="linear", **(options | {"causal": False})
+            ),
+            lambda kv, z, **x: oracle.dense(**x, start=(kv, z), **(options | {"causal": False})),
+            inputs,
+        )
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("center", ["zero", "mean"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(5, 9), (9, 5), (1, 70), (70, 1), (4, 0), (0, 4), (0, 0)])
-def test_cross_attention(n, m, masked, form):
-    options = {"key_mask": some_mask(2, m) if masked else None}
+def test_cross_attention(n, m, masked, center, form):
+    options = {"key_mask": some_mask(2, m) if masked else None, "center": center}
     agree(
         lambda **x: taylor_attention(**x, return_state=True, **options, **form),
         lambda **x: oracle.dense(**x, **options),
@@ -113,8 +168,9 @@ def some_state(inputs, order=2):
     b, h, _, d = inputs["q"].shape
     heads = h if "log_decay" in inputs else inputs["k"].shape[1]
     f = taylor_feature_dim(d, order=order)
-    kv, z = oracle.state(torch.randn(b, heads, 4, d).double(), torch.randn(b, heads, 4, inputs["v"].shape[-1]).double())
-    assert order == 2 and kv.shape[2] == f
+    k, v = (torch.randn(b, heads, 4, width, dtype=torch.float64) for width in (d, inputs["v"].shape[-1]))
+    kv, z = oracle.state(k, v, order=order)
+    assert kv.shape[2] == f
     return {"kv": kv, "z": z}
 
 
@@ -163,6 +219,18 @@ def test_features_of_any_kind(form, normalize, causal):
 def features_reference(x, causal, options):
     out, kv, z = oracle.dense(**x, order=None, **options)
     return (out, kv, z) if causal else out
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 9), (9, 1), (4, 0), (0, 4), (0, 0)])
+def test_features_of_two_lengths(n, m, form):
+    inputs = qkv(n=n, m=m, d=6)
+    inputs |= {"q": inputs["q"].abs(), "k": inputs["k"].abs()}
+    agree(
+        lambda q, k, v: linear_attention(q, k, v, return_state=True, **form),
+        lambda **x: oracle.dense(**x, order=None, eps=1e-6),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("n", [3, 65])

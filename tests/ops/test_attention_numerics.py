@@ -94,6 +94,77 @@ def test_autocast_changes_nothing(form, causal):
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, expected, strict=True))
 
 
+def cast(run, **x):
+    """The forward pass alone under autocast, as torch asks for."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return run(**x)
+
+
+@pytest.mark.parametrize("options", [{}, {"center": "mean"}, {"order": 4}, {"normalize": False}], ids=str)
+@CAUSAL
+def test_autocast_changes_no_option_and_no_gradient(options, causal):
+    x = qkv(n=100, d=8, dtype=torch.float32) | {"log_decay": some_decay(4, dtype=torch.float32)}
+    runs = [lambda f=form, **y: taylor_attention(**y, causal=causal, impl=f, **options) for form in FORMS]
+    if not options:
+        runs += [lambda q, k, v, f=form, **y: linear_attention(q.abs(), k.abs(), v, causal=causal, impl=f, **y)
+                 for form in FORMS]  # fmt: skip
+    for run in runs:
+        expected, got = results(run, x), results(lambda f=run, **y: cast(f, **y), x)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert all(torch.equal(ours[name], y) and ours[name].dtype == y.dtype for name, y in theirs.items())
+
+
+@CAUSAL
+@pytest.mark.parametrize("options", [{}, {"center": "mean"}], ids=str)
+def test_a_backward_pass_under_autocast_is_exact_in_the_linear_form(options, causal):
+    """Gates get the difference of two large sums, of which bfloat16 would leave little."""
+    x = qkv(n=100, d=8, dtype=torch.float32) | {"log_decay": some_decay(4, dtype=torch.float32)}
+    run = lambda **y: taylor_attention(**y, causal=causal, impl="linear", chunk_size=16, **options)  # noqa: E731
+    expected = results(run, x)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = results(run, x)[1]
+    for name, gradient in expected.items():
+        assert (got[name] - gradient).norm() <= (1e-4 if options else 1e-6) * gradient.norm(), name
+
+
+@CAUSAL
+def test_autocast_of_a_window_is_that_of_torch(causal):
+    """Softmax needs no sums of long sequences: it runs in the low type, as torch's own does, and returns ours."""
+    x = qkv(n=100, d=16, e=8, dtype=torch.float32)
+    truth = oracle.dense_window(**{name: tensor.double() for name, tensor in x.items()}, window=9, causal=causal)
+    low = {name: tensor.bfloat16() for name, tensor in x.items()}
+    plain_error = error(oracle.dense_window(**low, window=9, causal=causal), truth)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = window_attention(**x, window=9, causal=causal)
+    assert got.dtype == torch.float32
+    assert error(got, truth) <= 2 * (plain_error + torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("dtype", [*LOW, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"center": "mean"}, {"order": 4}, {"coefficients": (1.0, 0.5, 0.3)}], ids=str)
+@CAUSAL
+def test_rows_of_zeros_are_averages(options, dtype, causal):
+    """A query of zeros has equal weights; and keys, values or all three of zeros have finite gradients."""
+    x = qkv(n=30, dtype=dtype)
+    for form in FORMS:
+        zeroed = x | {"q": torch.zeros_like(x["q"])}
+        out, gradients = results(
+            lambda f=form, **y: taylor_attention(**y, causal=causal, impl=f, **options).output, zeroed
+        )
+        v = x["v"].double().repeat_interleave(2, dim=1)
+        count = torch.arange(1, 31).double()[:, None]
+        expected = v.cumsum(2) / count if causal else v.mean(2, keepdim=True).expand_as(v)
+        assert error(out["0"], expected) <= torch.finfo(dtype).eps
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        for names in ("k", "v", "qkv"):
+            zeroed = x | {name: torch.zeros_like(x[name]) for name in names}
+            out, gradients = results(
+                lambda f=form, **y: taylor_attention(**y, causal=causal, impl=f, **options).output, zeroed
+            )  # fmt: skip
+            assert (out["0"] == 0).all() == ("v" in names)
+            assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("dtype", [*LOW, torch.float32])
 @pytest.mark.parametrize("form", FORMS)
 @CAUSAL

@@ -11,6 +11,8 @@ EXACT = {"rtol": 1e-11, "atol": 1e-11}
 RUNS = {
     "direct": lambda **x: taylor_attention(**x, impl="direct"),
     "linear": lambda **x: taylor_attention(**x, impl="linear", chunk_size=8),
+    "centre, direct": lambda **x: taylor_attention(**x, center="mean", coefficients=(1, 0.5, 0.3), impl="direct"),
+    "centre, linear": lambda **x: taylor_attention(**x, center="mean", order=4, impl="linear", chunk_size=8),
     "features, direct": lambda q, k, v, **x: linear_attention(q, k, v, **x, eps=99, impl="direct"),
     "features, linear": lambda q, k, v, **x: linear_attention(q, k, v, **x, eps=99, impl="linear", chunk_size=8),
     "window": lambda **x: window_attention(**x, window=5),

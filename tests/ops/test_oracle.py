@@ -49,6 +49,9 @@ CASES = {
     "plain": {},
     "causal": {"causal": True},
     "order 4": {"order": 4, "scale": 0.3},
+    "coefficients": {"coefficients": (2.0, -1.0, 0.7), "normalize": False},
+    "centre": {"center": "mean", "causal": True},
+    "centre, order 4": {"center": "mean", "order": 4},
     "features": {"order": None, "normalize": False},
     "features, eps": {"order": None, "eps": 0.5, "causal": True},
 }
@@ -69,21 +72,26 @@ def test_matrices_equal_loops(options, rates, masked):
     agree(lambda **x: oracle.dense(**x, key_mask=mask, **options), loops, inputs)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"center": "mean", "order": 4}, {"center": "mean", "coefficients": (2.0, -1.0, 0.7), "normalize": False}],
+    ids=str,
+)
 @pytest.mark.parametrize("rates", [None, (4,), (2, 4, 7)], ids=["no decay", "per head", "per token"])
-def test_continuing_from_sums_equals_loops_over_all_keys(rates):
+def test_continuing_from_sums_equals_loops_over_all_keys(rates, options):
     inputs = qkv(n=7) | ({"log_decay": some_decay(*rates)} if rates else {})
     mask = some_mask(2, 7)
-    heads = 4 if rates else 2
+    heads, order = 4 if rates else 2, options.get("order", 2)
 
     def resumed(q, k, v, log_decay=None):
         early, late = (log_decay, log_decay) if rates is None or len(rates) == 1 else log_decay.split([3, 4], dim=-1)
-        start = oracle.state(k[:, :, :3], v[:, :, :3], heads=heads, key_mask=mask[:, :3], log_decay=early)
-        rest = {"key_mask": mask[:, 3:], "log_decay": late, "causal": True, "start": start}
+        start = oracle.state(k[:, :, :3], v[:, :, :3], order=order, heads=heads, key_mask=mask[:, :3], log_decay=early)
+        rest = {"key_mask": mask[:, 3:], "log_decay": late, "causal": True, "start": start, **options}
         return oracle.dense(q[:, :, 3:], k[:, :, 3:], v[:, :, 3:], **rest)
 
     def whole(q, k, v, log_decay=None):
-        out = oracle.attention(q[:, :, 3:], k, v, key_mask=mask, log_decay=log_decay, causal=True)
-        return out, *oracle.state(k, v, heads=heads, key_mask=mask, log_decay=log_decay)
+        out = oracle.attention(q[:, :, 3:], k, v, key_mask=mask, log_decay=log_decay, causal=True, **options)
+        return out, *oracle.state(k, v, order=order, heads=heads, key_mask=mask, log_decay=log_decay)
 
     agree(resumed, whole, inputs)
 

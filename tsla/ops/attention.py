@@ -44,8 +44,8 @@ def taylor_attention(
 
     Softmax does not change when a number m_i is taken from all scores of a query; its Taylor polynomial does, being
     exact near 0 only. ``center="mean"`` takes the query's mean score, m_i = scale q_i.mean(k) over the keys it sees,
-    with their decay: it helps where scores have a mean far from 0 beside a small spread, and costs one more factor for
-    each feature of a query. The state is the same for both.
+    with their decay: it helps where scores have a mean far from 0, most of all a negative one, beside a small spread
+    (docs/softmax_error.md), and costs one more factor for each feature of a query. The state is the same for both.
 
     Args:
         q: ``(b, h, n, d)``.

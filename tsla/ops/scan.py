@@ -6,7 +6,7 @@ n x f tensor ever exists. Shapes: q (b, s, r, n, d), k (b, s, m, d), v (b, s, m,
 shift (b, s, r, n): m_i, taken from the scores of query i.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from tsla.ops.direct import pair_decay
 from tsla.ops.kernel import Kernel, features, features_vjp, query_features, query_features_vjp, slope, weights
+from tsla.ops.types import full_precision
 
 
 def key_sum(k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
@@ -54,6 +55,16 @@ def two_way_scan(
     return ahead + behind.flip(-2) - diagonal
 
 
+def _full_precision_backward(backward: Callable[..., Any]) -> Any:
+    """A backward pass without autocast, should it be called under one; and without a graph of its own."""
+
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        with full_precision(grads[0].device):
+            return backward(ctx, *grads)
+
+    return once_differentiable(run)
+
+
 class _KeySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
@@ -65,7 +76,7 @@ class _KeySum(torch.autograd.Function):
         return state
 
     @staticmethod
-    @once_differentiable
+    @_full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         k, v = ctx.saved_tensors
         dk, dv = [], []
@@ -87,7 +98,7 @@ class _ReadOut(torch.autograd.Function):
         return torch.cat(out, dim=-2)
 
     @staticmethod
-    @once_differentiable
+    @_full_precision_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, state, shift = ctx.saved_tensors
         dq, dshift, dstate = [], [], torch.zeros_like(state)
@@ -128,7 +139,7 @@ class _CausalScan(torch.autograd.Function):
         return output, state
 
     @staticmethod
-    @once_differentiable
+    @_full_precision_backward
     def backward(ctx: Any, grad: Tensor, dend: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gates, shift, start, *results = ctx.saved_tensors
         kernel: Kernel = ctx.kernel
