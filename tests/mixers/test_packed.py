@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from tsla.mixers.base import Mixer
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-LENGTHS = (3, 7, 1, 20, 0, 2, 7)
+LENGTHS = (3, 7, 1, 20, 0, 2, 5, 17, 4)
 BOUNDS = torch.tensor([0, *LENGTHS]).cumsum(0)
 EVERYTHING = pytest.mark.parametrize(("name", "kind"), WITH_OPTIONS)
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])

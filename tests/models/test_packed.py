@@ -7,7 +7,7 @@ from torch import nn
 from tsla.mixers import TaylorAttention, WindowAttention
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 
-DIM, LENGTHS = 8, (3, 7, 1, 20, 2, 7)
+DIM, LENGTHS = 8, (3, 7, 1, 20, 2, 5, 17)
 BOUNDS = torch.tensor([0, *LENGTHS]).cumsum(0)
 MASK = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
 OPTIONS = ({}, {"short_conv": 4}, {"conv_embedding": True, "gradient_checkpointing": True})
