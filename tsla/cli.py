@@ -315,7 +315,10 @@ def _bench(arguments: list[str]) -> int:
 
     from tsla.bench.crossover import bench_crossover
 
-    return bench_crossover(options, Console())
+    try:
+        return bench_crossover(options, Console())
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise UsageError(str(error)) from None
 
 
 def _info(arguments: list[str]) -> int:

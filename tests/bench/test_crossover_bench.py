@@ -35,6 +35,12 @@ def rows(name):
         return list(csv.DictReader(file))
 
 
+def command(*changed: str) -> list[str]:
+    """The small measurement with some options changed."""
+    options = dict(argument.split("=") for argument in (*TINY, *changed))
+    return ["bench", "crossover", *("=".join(pair) for pair in options.items())]
+
+
 def test_the_command(tmp_path, capsys):
     began = time.perf_counter()
     assert cli.main(["bench", "crossover", *TINY]) == 0
@@ -62,7 +68,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_nothing_is_kept_if_it_is_not_wanted_or_killed(tmp_path, monkeypatch, capsys):
-    assert cli.main(["bench", "crossover", *TINY, "e=4", "backward=false", "width=0", "write=false"]) == 0
+    assert cli.main(command("e=4", "backward=false", "width=0", "write=false")) == 0
     assert not table_file().exists() and not (tmp_path / "o" / "heads.csv").exists()
     (tmp_path / "cache").mkdir()
     table_file().write_text("before")
@@ -71,12 +77,12 @@ def test_nothing_is_kept_if_it_is_not_wanted_or_killed(tmp_path, monkeypatch, ca
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tsla.bench.crossover, "sweep", killed)
-    assert cli.main(["bench", "crossover", *TINY, "e=4", "backward=false"]) == 130
+    assert cli.main(command("e=4", "backward=false")) == 130
     assert table_file().read_text() == "before" and list((tmp_path / "cache").iterdir()) == [table_file()]
 
 
 def test_a_damaged_table_is_replaced_and_others_are_kept(capsys):
-    quick = ("bench", "crossover", *TINY, "e=4", "backward=false", "width=0")
+    quick = command("e=4", "backward=false", "width=0")
     table_file().parent.mkdir()
     table_file().write_text("{")
     assert cli.main(list(quick)) == 0
@@ -84,13 +90,13 @@ def test_a_damaged_table_is_replaced_and_others_are_kept(capsys):
     data = json.loads(table_file().read_text())
     data["tables"][0]["threads"] = 99
     table_file().write_text(json.dumps(data))
-    assert cli.main([*quick[:-1], "width=0", "threads=1"]) == 0
+    assert cli.main([*quick, "threads=1"]) == 0
     assert sorted(machine.threads for machine in read_tables(table_file())) == [1, 99]
 
 
 def test_the_threads_asked_for_are_used_and_given_back():
     torch.set_num_threads(1)
-    assert cli.main(["bench", "crossover", *TINY, "e=4", "backward=false", "width=0", "threads=2"]) == 0
+    assert cli.main(command("e=4", "backward=false", "width=0", "threads=2")) == 0
     assert torch.get_num_threads() == 1 and [machine.threads for machine in read_tables(table_file())] == [2]
 
 
@@ -164,3 +170,18 @@ def test_options():
     with pytest.raises(ConfigError) as caught:
         parse_crossover(["d=x", "heads=0", "what=1"])
     assert len(caught.value.problems) == 3
+
+
+def test_nothing_is_measured_if_something_is_in_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tsla.bench.crossover, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "o" / "crossover.csv").mkdir(parents=True)
+    assert cli.main(command()) == 2
+    assert "o/crossover.csv is in the way: it is a folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(command("out=file/o")) == 2
+    assert "file is in the way of file/o/crossover.csv: it is not a folder" in capsys.readouterr().err
+    table_file().mkdir(parents=True)
+    assert cli.main(command("out=p")) == 2
+    assert "crossover.json is in the way: it is a folder" in capsys.readouterr().err
+    assert cli.main(["bench", "crossover", "d=4", "d=8"]) == 2
+    assert "d is given twice; several values take commas" in capsys.readouterr().err

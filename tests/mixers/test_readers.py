@@ -85,7 +85,7 @@ def test_taylor_series_refusals():
         ("to_v_gates.0.weight", (HEADS, 9), "(any, 32)"), ("to_out.0.weight", (DIM, 8), "(32, 32)"),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:
-            read_taylor_series(weights | {key: torch.zeros(shape)})
+            read_taylor_series(weights | {key: torch.zeros(shape, dtype=torch.float64)})
         message = str(caught.value)
         assert message == f"{key} must have shape {expected}, got {shape}" or ("tells" in message and key in message)
 
@@ -133,11 +133,11 @@ def test_taylorshift_refusals():
     with refused("heads tells 2 heads, temperature 4"):
         read_taylorshift(weights, scale_output=True, heads=2)
     with refused("qkv.weight must have shape (96, 32), got (48, 32)"):
-        read_taylorshift(weights | {"qkv.weight": torch.zeros(48, DIM)}, scale_output=True)
+        read_taylorshift(weights | {"qkv.weight": torch.zeros(48, DIM).double()}, scale_output=True)
     with refused("temperature must have shape (1, any, 1, 1), got (4,)"):
-        read_taylorshift(weights | {"temperature": torch.ones(4)}, scale_output=True)
+        read_taylorshift(weights | {"temperature": torch.ones(4).double()}, scale_output=True)
     with refused("qkv.bias must have shape (96), got (32,)"):
-        read_taylorshift(weights | {"qkv.bias": torch.ones(DIM)}, scale_output=True)
+        read_taylorshift(weights | {"qkv.bias": torch.ones(DIM).double()}, scale_output=True)
     with refused("proj.weight is missing: the weights of a TaylorShiftAttention are qkv.weight, proj.weight"):
         read_taylorshift({"qkv.weight": weights["qkv.weight"]}, scale_output=True)
     with refused("ls1.gamma is not a weight of a TaylorShiftAttention"):
@@ -198,12 +198,41 @@ def test_based_refusals():
     with refused("o_proj.bias is not a weight of a BasedLinearAttention"):
         read_based(weights | {"o_proj.bias": torch.zeros(DIM)}, heads=HEADS)
     with refused("k_proj.weight must have shape (24, 32), got (12, 32)"):
-        read_based(weights | {"k_proj.weight": torch.zeros(12, DIM)}, heads=HEADS)
+        read_based(weights | {"k_proj.weight": torch.zeros(12, DIM).double()}, heads=HEADS)
     with refused("v_proj.weight must have shape (32, 32), got (16, 32)"):
-        read_based(weights | {"v_proj.weight": torch.zeros(16, DIM)}, heads=HEADS)
+        read_based(weights | {"v_proj.weight": torch.zeros(16, DIM).double()}, heads=HEADS)
     with refused("heads (5, from heads) must divide the width of q_proj.weight (24)"):
         read_based(weights, heads=5)
     with refused("heads (3, from heads) must divide the width of o_proj.weight (32)"):
         read_based(weights, heads=3)
     with refused("heads (0, from heads) must divide"):
         read_based(weights, heads=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.numpy(), "must be a dense tensor of floating-point numbers, got ndarray"),
+        (lambda w: w.long(), "must be a dense tensor of floating-point numbers, got torch.int64, torch.strided"),
+        (lambda w: w.to_sparse(), "must be a dense tensor of floating-point numbers, got torch.float64"),
+        (lambda w: w + 1j, "must be a dense tensor of floating-point numbers, got torch.complex128, torch.strided"),
+        (lambda w: w.half(), "(torch.float16, cpu) must be of the type and device of q_proj.weight (torch.f"),
+        (lambda w: w.to("meta"), "(torch.float64, meta) must be of the type and device of q_proj.weight"),
+        (lambda w: w * torch.nan, "must hold finite numbers only"),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_what_is_no_weight_is_named(change, message):
+    weights = {f"{name}_proj.weight": torch.randn(32, 32).double() for name in "qkvo"}
+    assert read_based(weights, heads=4).heads == 4
+    weights["v_proj.weight"] = change(weights["v_proj.weight"])
+    with pytest.raises(ValueError) as caught:
+        read_based(weights, heads=4)
+    assert str(caught.value).startswith("v_proj.weight") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("heads", ["4", 4.0, True])
+def test_heads_are_counted_in_whole_numbers(heads):
+    weights = {f"{name}_proj.weight": torch.randn(32, 32) for name in "qkvo"}
+    with pytest.raises(ValueError, match="must be a whole number"):
+        read_based(weights, heads=heads)

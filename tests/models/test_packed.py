@@ -68,3 +68,26 @@ def test_a_class_token_cannot_be_packed():
     model = SequenceClassifier(Encoder(vocab_size=11, dim=DIM, depth=1, heads=2), num_classes=3, pool="cls")
     with pytest.raises(ValueError, match=r"^pool 'cls' puts a token before a sequence, and these are packed: use mean"):
         model.run(torch.ones(1, 9, dtype=torch.long), cu_seqlens=torch.tensor([0, 4, 9]))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bounds_and_masks_are_checked_before_tokens_are_cut_up(options):
+    tokens, made = torch.randint(11, (1, 10)), encoder(**options)
+    for model in (SequenceClassifier(made, num_classes=3).double(), TokenClassifier(made, num_classes=3).double()):
+        for bounds in ([0, 4, 8], [0, 4, 12], [2, 10], [-2, 4, 10]):
+            with pytest.raises(ValueError, match=r"^cu_seqlens must rise from 0 to the length \(10\), got"):
+                model.run(tokens, cu_seqlens=torch.tensor(bounds))
+        with pytest.raises(ValueError, match=r"^cu_seqlens needs a batch of one packed row, got 2$"):
+            model.run(tokens.expand(2, 10), cu_seqlens=torch.tensor([0, 4, 10]))
+        for mask in (torch.ones(1, 9, dtype=torch.bool), torch.ones(1, 10)):
+            for bounds in (None, torch.tensor([0, 4, 10])):
+                with pytest.raises(ValueError, match=r"^mask must be torch.bool of shape \(1, 10\), True"):
+                    model.run(tokens, mask, cu_seqlens=bounds)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_empty_sequence_is_no_trouble(options):
+    made, tokens = encoder(**options).eval(), torch.randint(11, (1, 6))
+    expected = made(tokens, cu_seqlens=torch.tensor([0, 3, 6]))
+    torch.testing.assert_close(made(tokens, cu_seqlens=torch.tensor([0, 3, 3, 6])), expected)
+    assert made(tokens[:, :0]).shape == made(tokens[:, :0], cu_seqlens=torch.tensor([0, 0])).shape == (1, 0, DIM)

@@ -280,3 +280,16 @@ def test_an_encoder_of_a_grid_takes_all_its_cells():
         encoder(torch.ones(1, 11, dtype=torch.long))
     with pytest.raises(ValueError, match=r"grid \(0, 4\) must have a height and width of at least 1"):
         Encoder(vocab_size=5, dim=DIM, depth=1, heads=2, grid=(0, 4))
+
+
+def test_ids_that_are_no_grey_level():
+    size = {"image_size": (4, 4), "patch_size": 2, "num_classes": 2, "dim": 16, "depth": 1, "heads": 2}
+    model = VisionTransformer(levels=17, **size).eval()
+    ids = torch.randint(0, 18, (2, 16))
+    assert torch.equal(model(ids.to(torch.uint8)), model(ids))
+    for wrong in (18, -1):
+        with pytest.raises(ValueError, match=rf"^ids \({wrong} to {wrong}\) must be 1 to 17, or 0 for padding$"):
+            model(torch.full((1, 16), wrong))
+    for kind in (torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=r"^input must be images"):
+            model(torch.ones(1, 16, dtype=kind))

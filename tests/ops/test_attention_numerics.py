@@ -306,3 +306,31 @@ def test_no_rows_heads_or_values(form, empty, causal):
     out, state = taylor_attention(**x, causal=causal, impl=form, return_state=True)
     assert out.shape == (*x["q"].shape[:3], x["v"].shape[-1]) and out.numel() == 0
     assert state.kv.shape == (*x["v"].shape[:2], 10, x["v"].shape[-1])
+
+
+@CAUSAL
+def test_the_linear_form_refuses_a_second_derivative(causal):
+    """It would come out as 0."""
+    x = {name: tensor.requires_grad_() for name, tensor in qkv(n=20).items()}
+    for form, fine in (("direct", True), ("linear", False)):
+        out = taylor_attention(**x, causal=causal, impl=form, return_state=False).output.square().sum()
+        if fine:
+            (first,) = torch.autograd.grad(out, x["q"], create_graph=True)
+            assert torch.autograd.grad(first.square().sum(), x["k"])[0].abs().max() > 0
+            continue
+        with pytest.raises(RuntimeError, match=r"^the linear form has no second derivative: use impl='direct'$"):
+            torch.autograd.grad(out, x["q"], create_graph=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@CAUSAL
+def test_a_gate_of_minus_infinity_forgets_all_before(form, causal):
+    x, gates = qkv(b=1, n=20), some_decay(1, 4, 20)
+    gates[..., 8] = -torch.inf
+    out = taylor_attention(**x, log_decay=gates, causal=causal, impl=form, return_state=False).output
+    for piece in (slice(0, 8), slice(8, 20)):
+        part = {name: tensor[:, :, piece] for name, tensor in x.items()}
+        own = gates[..., piece].clone()
+        own[..., 0] = -1.0  # of the first token, which has nothing before it
+        alone = taylor_attention(**part, log_decay=own, causal=causal, impl=form, return_state=False).output
+        torch.testing.assert_close(out[:, :, piece], alone)

@@ -156,7 +156,8 @@ HOSTILE = {
         for key, value in [
             ("d", 0), ("d", True), ("d", 8.0), ("d", "8"), ("d", 10**30), ("e", None), ("heads", -1), ("causal", 1),
             ("backward", "true"), ("direct", -1), ("linear", 5), ("linear", None), ("length", None), ("length", 1e9),
-            ("length", float("nan")), ("length", float("inf")), ("length", True), ("length", "9"), ("more", 1),
+            ("length", float("nan")), ("length", 10**400), ("length", float("inf")), ("length", True),
+            ("length", "9"), ("more", 1),
         ]
     },
     "nothing": changed(direct=0, linear=None, length=None).encode(),

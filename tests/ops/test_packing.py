@@ -156,5 +156,20 @@ def test_more_refusals():
     with pytest.raises(ValueError, match=r"^cu_seqlens needs as many keys \(12\) as queries \(9\)$"):
         taylor_attention(**qkv(b=1, m=12), cu_seqlens=cu)
     _, state = taylor_attention(**qkv(b=1), return_state=True)
-    with pytest.raises(ValueError, match=r"^state must be of 2 sequences, got 1$"):
+    with pytest.raises(ValueError, match=r"^state must be of 2 sequences, got \(1,\)$"):
         taylor_attention(**qkv(b=1), cu_seqlens=cu, state=state)
+
+
+def test_wrong_decays_and_states_are_refused_and_not_cut_to_fit():
+    cu, x = torch.tensor([0, 4, 9]), qkv(b=1)
+    for shape in ((2, 4, 9), (1, 4, 10), (1, 4, 8), (2, 4), (), (3,)):
+        message = f"log_decay must have shape (4,) or (1, 4, 9), got {shape}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            taylor_attention(**x, cu_seqlens=cu, log_decay=-torch.rand(shape))
+    _, state = taylor_attention(**qkv(b=2), return_state=True)
+    for name in ("kv", "z", "length"):
+        wrong = state._replace(**{name: torch.cat([getattr(state, name)] * 2)})
+        with pytest.raises(ValueError, match=r"^state must be of 2 sequences, got \(4,\)$"):
+            taylor_attention(**x, cu_seqlens=cu, state=wrong)
+    with pytest.raises(ValueError, match=r"^cu_seqlens must be a tensor, got list$"):
+        taylor_attention(**x, cu_seqlens=[0, 4, 9])

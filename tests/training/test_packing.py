@@ -46,6 +46,7 @@ def test_workers_hand_packed_batches_over():
             ("experiment=listops_short", "model.pool=cls"),
             "model.pool=cls puts a token before a row, and task.packing=true",
         ),
+        (("experiment=mqar", "trainer.compile=true"), "packed batches have ever new shapes, each compiled anew"),
         (("experiment=digits", "model=vision"), "task.packing=true changes nothing for model=vision"),
     ],
 )

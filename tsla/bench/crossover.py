@@ -47,9 +47,7 @@ def bench_crossover(options: CrossoverOptions, console: Console) -> int:
         ValueError: a form that does not compute what it should.
         OSError: folders that cannot be written.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.write:
-        table_file().parent.mkdir(parents=True, exist_ok=True)
+    _make_room(options)
     with _threads(options.threads):
         machine = this_machine()
         console.print(f"{machine.processor}, torch {machine.torch}, {machine.threads} threads; "
@@ -127,6 +125,19 @@ def _known(console: Console) -> Mapping[Any, Table]:
     except (ValueError, OSError) as error:
         console.print(f"{table_file()} is replaced: {error}", style="yellow", **PLAIN)
         return {}
+
+
+def _make_room(options: CrossoverOptions) -> None:
+    """Make the folders, and see that nothing stands in the way, before minutes go into what could not be kept."""
+    files = [options.out / f"{name}{end}" for name, end in product(("crossover", "heads"), (".csv", ".png", ".svg"))]
+    files += [options.out / "times.csv", *([table_file()] if options.write else [])]
+    for file in files:
+        for folder in reversed(file.parents):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"{folder} is in the way of {file}: it is not a folder")
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is in the way: it is a folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 # What is shown and written --------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ def parse_crossover(arguments: Sequence[str]) -> CrossoverOptions:
             known = ", ".join(f"{name}=" for name in CrossoverOptions._fields)
             problems.append(f"there is no option {key!r}{did_you_mean(key, CrossoverOptions._fields)}: "
                             f"bench crossover takes {known}")  # fmt: skip
+        elif key in values:
+            problems.append(f"{key} is given twice; several values take commas")
         else:
             values[key] = _value(key, text, problems)
     options = CrossoverOptions(**values)  # type: ignore[arg-type]

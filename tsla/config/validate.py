@@ -154,6 +154,8 @@ def _model(config: Config) -> Iterator[str]:
 
 def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
+    if trainer.compile and config.task.packing:
+        yield "trainer.compile=true and task.packing=true: packed batches have ever new shapes, each compiled anew"
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_minutes is None:
         yield "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes: training needs an end"
 

@@ -103,11 +103,7 @@ class Mixer(nn.Module):
                 raise ValueError(f"{name} must have shape (batch, length, {self.dim}), got {tuple(y.shape)}")
         if keys.shape[0] != x.shape[0]:
             raise ValueError(f"context must have the batch size of x ({x.shape[0]}), got {keys.shape[0]}")
-        if mask is not None and (mask.shape != keys.shape[:2] or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be torch.bool of shape {tuple(keys.shape[:2])}, True = real token; "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(mask, keys)
         if cu_seqlens is not None:
             self.need("packed")
             if context is not None:
@@ -262,6 +258,15 @@ class HeadMixer(Mixer):
         if self.to_gate is not None:
             out = out * rearrange(self.to_gate(x).sigmoid(), "b n h -> b h n 1")
         return self.dropout(self.to_out(rearrange(out, "b h n e -> b n (h e)")))
+
+
+def check_mask(mask: Tensor | None, tokens: Tensor) -> None:
+    """Raise ValueError unless `mask`, where there is one, is a bool for each of the tokens ``(b, n, ...)``."""
+    if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be torch.bool of shape {tuple(tokens.shape[:2])}, True = real token; "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
 
 
 def positions(mask: Tensor | None, x: Tensor, offset: Tensor | None = None) -> Tensor:

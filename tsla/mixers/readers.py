@@ -15,6 +15,7 @@ from tsla.mixers.taylor import TaylorAttention
 from tsla.mixers.taylorshift import TaylorShiftAttention
 
 Weights = Mapping[str, Tensor]
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Layer = TypeVar("Layer", bound=HeadMixer)
 
 
@@ -145,6 +146,22 @@ def _check_keys(weights: Weights, source: str, needed: Sequence[str], optional: 
     for key in weights:
         if key not in (*needed, *optional):
             raise ValueError(f"{key} is not a weight of a {source}: those are {', '.join((*needed, *optional))}")
+        _check_numbers(weights, key, needed[0])
+
+
+def _check_numbers(weights: Weights, key: str, first: str) -> None:
+    """A weight is a dense tensor of finite numbers; all but frequencies are of one type and device."""
+    weight, like = weights[key], weights[first]
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.dtype not in FLOATS:
+        got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{key} must be a dense tensor of floating-point numbers, got {got}")
+    if not key.startswith("rotary_emb.") and (weight.dtype, weight.device) != (like.dtype, like.device):
+        raise ValueError(
+            f"{key} ({weight.dtype}, {weight.device}) must be of the type and device of {first} "
+            f"({like.dtype}, {like.device})"
+        )
+    if not weight.is_meta and not bool(weight.isfinite().all()):
+        raise ValueError(f"{key} must hold finite numbers only")
 
 
 def _shape(weights: Weights, key: str, *expected: int | None) -> tuple[int, ...]:
@@ -169,6 +186,9 @@ def _heads(told: Mapping[str, int], key: str, width: int) -> tuple[int, int]:
     """How many heads all that tells of them agrees on, and how wide they are if they share `width` of `key`."""
     if not told:
         raise ValueError(f"heads must be given: {key} of width {width} does not tell them")
+    for name, count in told.items():
+        if type(count) is not int:
+            raise ValueError(f"{name} ({count!r}) must be a whole number")
     (first, heads), *rest = told.items()
     for other, count in rest:
         if count != heads:
@@ -181,7 +201,7 @@ def _heads(told: Mapping[str, int], key: str, width: int) -> tuple[int, int]:
 def _check_rotary(frequencies: Tensor, head_dim: int) -> None:
     """Ours are 10000^(-2i / head_dim), exactly; theirs are rounded to the type they were made in, float32 or lower."""
     ours = 10_000 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    rounding = max(1e-6, 4 * torch.finfo(frequencies.dtype).eps)
+    rounding = max(1e-6, torch.finfo(frequencies.dtype).eps)
     if not torch.allclose(frequencies.double().cpu(), ours, rtol=rounding, atol=0):
         raise ValueError("rotary_emb.freqs must be 10000^(-2 i / head_dim), the positions TaylorAttention has")
 

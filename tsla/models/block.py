@@ -54,6 +54,8 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(b, n, dim)``; masked tokens ``(b, n)`` count as zeros, as the space beyond the ends does."""
+        if x.shape[1] == 0:  # torch's convolution refuses inputs shorter than its kernel
+            return x
         y = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         return x + self.conv(pad(y.transpose(1, 2), self.reach)).transpose(1, 2)
 

@@ -28,6 +28,7 @@ class ConvEmbedding(nn.Module):
         super().__init__()
         if dim < 4:
             raise ValueError(f"dim ({dim}) must be at least 4 for a convolutional embedding")
+        self.dim = dim
         widths = (dim // 4, dim // 4, dim // 2, dim)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, 3, bias=False) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
@@ -36,6 +37,8 @@ class ConvEmbedding(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(b, n, dim)`` of x ``(b, n, dim // 4)``; mask ``(b, n)`` bool, True = real."""
+        if x.shape[1] == 0:  # torch's convolution refuses inputs shorter than its kernel
+            return x.new_zeros(x.shape[0], 0, self.dim)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
             x = gelu(norm(conv(pad(x.transpose(1, 2), self.reach)).transpose(1, 2)))

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tsla.mixers import Mixer, TaylorAttention
+from tsla.mixers.base import check_mask
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
 from tsla.models.embedding import ConvEmbedding, token_table
-from tsla.ops.packing import each_sequence
+from tsla.ops.packing import check_cu_seqlens, each_sequence
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 
@@ -82,7 +83,14 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        """Inputs with their positions, ``(b, n, dim)``."""
+        """Inputs with their positions, ``(b, n, dim)``.
+
+        Raises:
+            ValueError: tokens, mask or cu_seqlens that do not fit together.
+        """
+        check_mask(mask, tokens)
+        if cu_seqlens is not None:
+            check_cu_seqlens(cu_seqlens, tokens, tokens.shape[1])
         if self.grid is not None and tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"input must have the {self.grid[0]} x {self.grid[1]} cells, got {tokens.shape[1]} tokens")
         x = self.embedding(tokens)

@@ -98,8 +98,12 @@ class VisionTransformer(nn.Module):
             return rearrange(x, "b c y x -> b (y x) c")
         if floating and shape == (count, self.channels):
             return x
-        if not floating and shape == (count,) and self.levels is not None:
-            dtype = self.classifier.head.weight.dtype
+        integers = not floating and not x.is_complex() and x.dtype != torch.bool
+        if integers and shape == (count,) and self.levels is not None:
+            x, dtype = x.long(), self.classifier.head.weight.dtype
+            known = x.numel() and not x.is_meta and not torch.compiler.is_compiling()
+            if known and not 0 <= int(x.min()) <= int(x.max()) <= self.levels:
+                raise ValueError(f"ids ({int(x.min())} to {int(x.max())}) must be 1 to {self.levels}, or 0 for padding")
             return ((x - 1).to(dtype) * (2 / (self.levels - 1)) - 1)[..., None]
         ids = "" if self.levels is None else f", or ids (batch, {count})"
         raise ValueError(

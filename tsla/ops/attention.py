@@ -29,6 +29,7 @@ from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_preci
 
 FORMS = ("auto", "direct", "linear")
 DEFAULT_CHUNK = 64
+STRONGEST = -200.0  # exp of it is nothing beside any weight, and sums of it are still exact, as those of -inf are not
 
 
 def taylor_attention(
@@ -233,4 +234,5 @@ def _gates(log_decay: Tensor | None, q: Tensor, key_mask: Tensor | None) -> Tens
         return None
     b, h, n, _ = q.shape
     gates = (log_decay[:, None] if log_decay.dim() == 1 else log_decay).to(q.dtype).expand(b, h, n)
+    gates = gates.clamp(min=STRONGEST)
     return gates if key_mask is None else gates.masked_fill(~key_mask[:, None], 0.0)

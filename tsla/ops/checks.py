@@ -126,6 +126,8 @@ def check_kernel_options(
     if chunk < 1:
         raise ValueError(f"chunk_size ({chunk}) must be at least 1")
     if log_decay is not None:
+        if not log_decay.is_floating_point():
+            raise ValueError(f"log_decay must be a floating-point tensor, got {log_decay.dtype}")
         if tuple(log_decay.shape) not in ((h,), (b, h, n)):
             raise ValueError(f"log_decay must have shape {(h,)} or {(b, h, n)}, got {tuple(log_decay.shape)}")
         if n != m:

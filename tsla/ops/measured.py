@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import exp, isfinite, log
+from math import exp, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,8 +239,8 @@ def _measured(data: Any) -> Measured:
     if (length is None) != (linear is None or direct == 0):
         raise ValueError(f"length ({length}) does not fit direct ({direct}) and linear ({linear})")
     if length is not None:
-        if not isinstance(length, float | int) or isinstance(length, bool) or not isfinite(length):
-            raise ValueError(f"length ({length!r}) must be a number")
+        if not isinstance(length, float | int) or isinstance(length, bool) or not abs(length) <= LARGEST:
+            raise ValueError(f"length ({str(length)[:40]}) must be a number of at most {LARGEST}")
         if linear is not None and not direct <= length <= linear:
             raise ValueError(f"length ({length}) must be between direct ({direct}) and linear ({linear})")
     if linear is None and direct == 0:

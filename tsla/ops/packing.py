@@ -30,6 +30,8 @@ class Group(NamedTuple):
 
 def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor, length: int) -> None:
     """Raise ValueError unless these are the bounds of sequences that fill the single row of x, of `length` tokens."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
     if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"cu_seqlens must be int32 or int64 of shape (sequences + 1,), of at least one sequence, got "
@@ -42,6 +44,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor, length: int) -> None:
         raise ValueError(f"cu_seqlens must rise from 0 to the length ({length}), got {_shown(cu_seqlens)}")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def groups(cu_seqlens: Tensor) -> list[Group]:
     """The sequences in groups, each at most twice as long as the shortest of its group."""
     bounds = cu_seqlens.to("cpu", torch.long)
@@ -82,7 +85,9 @@ def each_sequence(
     run: Callable[[Tensor, Tensor], Tensor], x: Tensor, cu_seqlens: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """What `run(x, mask)` makes of tokens ``(b, n, .)``, for each sequence of a packed row ``(1, n, .)`` by itself."""
-    found = groups(cu_seqlens)
+    found = [group for group in groups(cu_seqlens) if group.places.shape[1]]  # an empty one has nothing to run on
+    if not found:
+        return run(x, x.new_ones(x.shape[:2], dtype=torch.bool))
     return put_back([run(take(x, group, 1), group.masked(mask)) for group in found], found, 1)
 
 
@@ -106,8 +111,12 @@ def attend_packed(
     check_cu_seqlens(cu_seqlens, q, q.shape[2])
     if k.shape[2] != q.shape[2]:
         raise ValueError(f"cu_seqlens needs as many keys ({k.shape[2]}) as queries ({q.shape[2]})")
-    if state is not None and len(state.length) != len(cu_seqlens) - 1:
-        raise ValueError(f"state must be of {len(cu_seqlens) - 1} sequences, got {len(state.length)}")
+    h, n = q.shape[1:3]
+    if log_decay is not None and tuple(log_decay.shape) not in ((h,), (1, h, n)):
+        raise ValueError(f"log_decay must have shape {(h,)} or {(1, h, n)}, got {tuple(log_decay.shape)}")
+    for part in state or ():
+        if part.dim() == 0 or len(part) != len(cu_seqlens) - 1:
+            raise ValueError(f"state must be of {len(cu_seqlens) - 1} sequences, got {tuple(part.shape)[:1]}")
     found = groups(cu_seqlens)
     outputs, states = [], []
     for group in found:

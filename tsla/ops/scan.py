@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from tsla.ops.direct import pair_decay
@@ -55,14 +54,16 @@ def two_way_scan(
     return ahead + behind.flip(-2) - diagonal
 
 
-def _full_precision_backward(backward: Callable[..., Any]) -> Any:
-    """A backward pass without autocast, should it be called under one; and without a graph of its own."""
+def _by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass written out: without autocast, should it be called under one, and without a graph of its own."""
 
     def run(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():  # for a second derivative, which would come out as 0
+            raise RuntimeError("the linear form has no second derivative: use impl='direct'")
         with full_precision(grads[0].device):
             return backward(ctx, *grads)
 
-    return once_differentiable(run)
+    return run
 
 
 class _KeySum(torch.autograd.Function):
@@ -76,7 +77,7 @@ class _KeySum(torch.autograd.Function):
         return state
 
     @staticmethod
-    @_full_precision_backward
+    @_by_hand
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         k, v = ctx.saved_tensors
         dk, dv = [], []
@@ -98,7 +99,7 @@ class _ReadOut(torch.autograd.Function):
         return torch.cat(out, dim=-2)
 
     @staticmethod
-    @_full_precision_backward
+    @_by_hand
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, state, shift = ctx.saved_tensors
         dq, dshift, dstate = [], [], torch.zeros_like(state)
@@ -139,7 +140,7 @@ class _CausalScan(torch.autograd.Function):
         return output, state
 
     @staticmethod
-    @_full_precision_backward
+    @_by_hand
     def backward(ctx: Any, grad: Tensor, dend: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gates, shift, start, *results = ctx.saved_tensors
         kernel: Kernel = ctx.kernel
