@@ -34,7 +34,7 @@ def test_every_row_counts_once(budget):
     scores = evaluate(made, Loader(data, LengthBatches(data.lengths, budget, seed=None)), OBJECTIVE, CPU)
     right, loss = 0, 0.0
     for row in range(11):
-        tokens, mask, label, _ = data[row]
+        tokens, mask, label, *_ = data[row]
         logits = made.eval()(tokens, mask)
         right += int(logits.argmax() == label)
         loss += cross_entropy(logits, label).item()

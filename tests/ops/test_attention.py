@@ -292,12 +292,3 @@ def test_gradcheck(form, decayed, causal):
         assert gradgradcheck(
             lambda *leaves: taylor_attention(*leaves[:3], **options, return_state=False).output, leaves
         )
-
-
-def test_second_derivative_of_the_linear_form_is_refused():
-    """It would be wrong without a graph of the backward pass, which the memory of the linear form forbids."""
-    x = torch.randn(1, 1, 3, 2, dtype=torch.float64, requires_grad=True)
-    out = taylor_attention(x, x, x, impl="linear").output
-    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
