@@ -71,20 +71,22 @@ class Learner(L.LightningModule):
         self.val_scores.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what training has counted since the last row of metrics.csv, in all processes together."""
+        """Keep what training has counted since the last row of metrics.csv, in each process by itself."""
         checkpoint["since_row"] = [
-            {
-                name: self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
-                for name in metric._defaults
-            }
+            {name: self._of_all_processes(getattr(metric, name)) for name in metric._defaults}
             for metric in self._since_row()
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give it to the first process, so that the next row is the one it would have been; the others begin anew."""
+        """Give each process its own again: sums in another order would round the next row differently."""
         for metric, counted in zip(self._since_row(), checkpoint["since_row"], strict=True):
-            for name, value in counted.items() if self.trainer.is_global_zero else ():
-                setattr(metric, name, value.to(self.device))
+            for name, values in counted.items():
+                setattr(metric, name, values[self.trainer.global_rank].to(self.device))
+
+    def _of_all_processes(self, value: Tensor) -> Tensor:
+        """``(processes, ...)``."""
+        gathered: Any = self.all_gather(value.clone())
+        return gathered.reshape(-1, *value.shape)
 
     def _since_row(self) -> list[Metric]:
         return [self.train_loss, *self.train_scores.values()]
