@@ -1,25 +1,17 @@
 """docs/parity.md: the rows are the cases of its script, each still within its tolerance, on the page and when run."""
 
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from script_files import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "parity.md").read_text()
 
 
-def load():
-    spec = spec_from_file_location("parity_tables", ROOT / "scripts" / "parity_tables.py")
-    module = sys.modules["parity_tables"] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+script = load_script("parity_tables")
 
 
 def rows():

@@ -1,26 +1,18 @@
 """docs/softmax_error.md: some of its numbers computed again, what it says of them, and its figure."""
 
 import re
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
+from script_files import load_script
 from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "softmax_error.md").read_text()
 
 
-def load():
-    spec = spec_from_file_location("softmax_error", ROOT / "scripts" / "softmax_error.py")
-    module = sys.modules["softmax_error"] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+script = load_script("softmax_error")
 Scores = script.Scores
 
 

@@ -171,8 +171,7 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
         vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth, mixer=mixer,
         causal=model.causal, positions=model.positions, max_length=spec.max_length, feed_forward=model.feed_forward,
         feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv, conv_embedding=model.conv_embedding,
-        dropout=model.dropout,
-        gradient_checkpointing=model.gradient_checkpointing,
+        dropout=model.dropout, gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":
         return TokenClassifier(encoder, num_classes=spec.outputs, dropout=model.dropout)

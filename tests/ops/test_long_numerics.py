@@ -58,7 +58,11 @@ def test_some_rows_of_the_formula(kind, causal):
         close(ours, theirs, 1e-12)
 
 
-def check(form, n, kind, dtype, causal):
+@CAUSAL
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("form", "n"), [*SHORT, *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG)])
+def test_error_is_at_most_twice_that_of_a_plain_implementation(form, n, kind, dtype, causal):
     x, places, options = inputs(n, kind, dtype), late(n), KINDS[kind] | {"causal": causal}
     doubles = {name: tensor.double() for name, tensor in x.items()}
     truth = results(lambda **y: some_rows(**y, places=places, **options), doubles)
@@ -69,20 +73,3 @@ def check(form, n, kind, dtype, causal):
             assert ours[name].dtype == dtype
             assert error(ours[name], values) <= 2 * (error(theirs[name], values) + torch.finfo(dtype).eps), name
     assert error(got[0]["0"], truth[0]["0"]) <= 0.6 * torch.finfo(dtype).eps  # rounded once, at the end
-
-
-@CAUSAL
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("form", "n"), SHORT)
-def test_error_is_at_most_twice_that_of_a_plain_implementation(form, n, kind, dtype, causal):
-    check(form, n, kind, dtype, causal)
-
-
-@pytest.mark.slow
-@CAUSAL
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("form", "n"), LONG)
-def test_the_same_over_longer_sequences(form, n, kind, dtype, causal):
-    check(form, n, kind, dtype, causal)

@@ -41,15 +41,20 @@ def forms(shape: Shape) -> dict[str, Form]:
     return {"direct": taylor("direct"), "linear": taylor("linear"), "sdpa": sdpa}
 
 
+def random_inputs(shape: Shape, n: int) -> list[Tensor]:
+    """q, k and v of `n` random tokens, the same at each call."""
+    generator = torch.Generator().manual_seed(n)
+    return [torch.randn(1, shape.heads, n, width, generator=generator) for width in (shape.d, shape.d, shape.e)]
+
+
 def calls(shape: Shape, n: int) -> dict[str, Callable[[], list[Tensor]]]:
     """Each form on the same random inputs of `n` tokens, ready to be called: output, or gradients of q, k, v."""
-    generator = torch.Generator().manual_seed(n)
-    q, k = (torch.randn(1, shape.heads, n, shape.d, generator=generator) for _ in range(2))
-    v = torch.randn(1, shape.heads, n, shape.e, generator=generator)
     made = {}
     for name, form in forms(shape).items():
         wide = max(shape.d, shape.e) if name == "sdpa" else 0
-        made[name] = run_of(form, [pad(x, (0, max(wide - x.shape[-1], 0))) for x in (q, k, v)], shape.backward)
+        made[name] = run_of(
+            form, [pad(x, (0, max(wide - x.shape[-1], 0))) for x in random_inputs(shape, n)], shape.backward
+        )
     return made
 
 
@@ -87,16 +92,13 @@ def errors(shape: Shape, n: int) -> dict[str, float]:
 
 def _exact(shape: Shape, n: int, weigh: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Output and gradients by the formula, in float64."""
-    generator = torch.Generator().manual_seed(n)
-    q, k = (torch.randn(1, shape.heads, n, shape.d, generator=generator) for _ in range(2))
-    v = torch.randn(1, shape.heads, n, shape.e, generator=generator)
 
     def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = weigh(q @ k.transpose(-1, -2) * shape.d**-0.5)
         weights = weights.tril() if shape.causal else weights
         return weights @ v / weights.sum(-1, keepdim=True)
 
-    return run_of(form, [x.double() for x in (q, k, v)], shape.backward)()
+    return run_of(form, [x.double() for x in random_inputs(shape, n)], shape.backward)()
 
 
 def _taylor(scores: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from tsla.ops import rotary
+from tsla.ops.checks import check_mask
 from tsla.ops.packing import check_cu_seqlens, groups, put_back, take
 
 MODES = frozenset({"bidirectional", "causal", "cross", "decode", "packed"})
@@ -103,7 +104,7 @@ class Mixer(nn.Module):
                 raise ValueError(f"{name} must have shape (batch, length, {self.dim}), got {tuple(y.shape)}")
         if keys.shape[0] != x.shape[0]:
             raise ValueError(f"context must have the batch size of x ({x.shape[0]}), got {keys.shape[0]}")
-        check_mask(mask, keys)
+        check_mask(mask, tuple(keys.shape[:2]))
         if cu_seqlens is not None:
             self.need("packed")
             if context is not None:
@@ -236,17 +237,22 @@ class HeadMixer(Mixer):
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
         self.check_extend(x, state, mask)
         q, k, v = self._project(x, x)
-        if self.rotary:
-            places = positions(mask, x, None if state is None else state.length)
-            q, k = rotary(q, places), rotary(k, places)
+        q, k = self._turned(q, k, x, mask, None if state is None else state.length)
         out, state = self.attend_next(q, k, v, x, mask, state)
         return self._merge(out, x), state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.rotary:
-            places = positions(mask, x)
-            q, k = rotary(q, places), rotary(k, places)
+        q, k = self._turned(q, k, x, mask, None)
         return self.attend(q, k, v, x, mask)
+
+    def _turned(
+        self, q: Tensor, k: Tensor, x: Tensor, mask: Tensor | None, offset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys with rotary positions, if this mixer has them."""
+        if not self.rotary:
+            return q, k
+        places = positions(mask, x, offset)
+        return rotary(q, places), rotary(k, places)
 
     def _project(self, x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q_norm(rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads))
@@ -258,15 +264,6 @@ class HeadMixer(Mixer):
         if self.to_gate is not None:
             out = out * rearrange(self.to_gate(x).sigmoid(), "b n h -> b h n 1")
         return self.dropout(self.to_out(rearrange(out, "b h n e -> b n (h e)")))
-
-
-def check_mask(mask: Tensor | None, tokens: Tensor) -> None:
-    """Raise ValueError unless `mask`, where there is one, is a bool for each of the tokens ``(b, n, ...)``."""
-    if mask is not None and (mask.shape != tokens.shape[:2] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be torch.bool of shape {tuple(tokens.shape[:2])}, True = real token; "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}"
-        )
 
 
 def positions(mask: Tensor | None, x: Tensor, offset: Tensor | None = None) -> Tensor:

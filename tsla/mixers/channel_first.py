@@ -1,9 +1,9 @@
 """Images, volumes and series with their channels first, mixed by any mixer."""
 
-import torch
 from torch import Tensor, nn
 
 from tsla.mixers.base import Mixed, Mixer
+from tsla.ops.checks import check_mask
 
 
 class ChannelFirst(nn.Module):
@@ -40,11 +40,7 @@ class ChannelFirst(nn.Module):
         if x.dim() < 3 or x.shape[1] != dim:
             raise ValueError(f"x must have shape (batch, {dim}, *space), got {tuple(x.shape)}")
         batch, space = x.shape[0], x.shape[2:]
-        if mask is not None and (mask.shape != (batch, *space) or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be torch.bool of shape {(batch, *space)}, True = real place; "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(mask, (batch, *space), of="place")
         tokens = None if mask is None else mask.flatten(1)
         mixed = self.mixer.mix(x.flatten(2).transpose(1, 2), mask=tokens, side=side)
         return mixed._replace(output=mixed.output.transpose(1, 2).unflatten(2, space))

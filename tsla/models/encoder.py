@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tsla.mixers import Mixer, TaylorAttention
-from tsla.mixers.base import check_mask
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
 from tsla.models.embedding import ConvEmbedding, token_table
+from tsla.ops.checks import check_mask
 from tsla.ops.packing import check_cu_seqlens, each_sequence
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: tokens, mask or cu_seqlens that do not fit together.
         """
-        check_mask(mask, tokens)
+        check_mask(mask, tuple(tokens.shape[:2]))
         if cu_seqlens is not None:
             check_cu_seqlens(cu_seqlens, tokens, tokens.shape[1])
         if self.grid is not None and tokens.shape[1] != self.grid[0] * self.grid[1]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tsla.mixers import Mixer
 from tsla.models.classifier import Classified, SequenceClassifier
 from tsla.models.encoder import Encoder
+from tsla.ops.checks import check_mask
 
 
 class VisionTransformer(nn.Module):
@@ -79,12 +80,7 @@ class VisionTransformer(nn.Module):
         pixels = self._rows(x)
         sizes = {"h": self.image_size[0] // self.patch_size, "p": self.patch_size, "q": self.patch_size}
         if mask is not None:
-            shape = (x.shape[0], *self.image_size) if x.dim() == 4 else tuple(x.shape[:2])
-            if mask.shape != shape or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"mask must be torch.bool of shape {shape}, True = real pixel; "
-                    f"got {mask.dtype} of shape {tuple(mask.shape)}"
-                )
+            check_mask(mask, (x.shape[0], *self.image_size) if x.dim() == 4 else tuple(x.shape[:2]), of="pixel")
             mask = mask.flatten(1)
             pixels = pixels.masked_fill(~mask[..., None], 0.0)
             mask = rearrange(mask, "b (h p w q) -> b (h w) (p q)", **sizes).any(-1)

@@ -110,10 +110,15 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | 
         raise ValueError(f"key/value heads ({g}) must divide query heads ({h})")
     if causal and n != m:
         raise ValueError(f"causal attention needs as many keys ({m}) as queries ({n})")
-    if key_mask is not None and (key_mask.shape != (b, m) or key_mask.dtype != torch.bool):
+    check_mask(key_mask, (b, m), name="key_mask")
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, ...], *, name: str = "mask", of: str = "token") -> None:
+    """Raise ValueError unless `mask`, where there is one, is a bool of that shape."""
+    if mask is not None and (tuple(mask.shape) != shape or mask.dtype != torch.bool):
         raise ValueError(
-            f"key_mask must be torch.bool of shape {(b, m)}, True = real token; "
-            f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
+            f"{name} must be torch.bool of shape {shape}, True = real {of}; "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
         )
 
 
