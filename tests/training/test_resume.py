@@ -3,13 +3,17 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import train_runs as runs
 
+from tsla.build import build_model, build_optim
+from tsla.config import compose
 from tsla.training.module import Learner
+from tsla.training.objective import Objective
 
 # Digits have 13 batches an epoch here, ListOps 14 or so; 7 and 14 are followed by validation, 24 is the last.
 STOPS = [
@@ -220,3 +224,19 @@ def test_a_second_signal_is_immediate(tmp_path, monkeypatch):
     assert runs.train(*runs.KINDS["digits"], f"run_dir={tmp_path / 'run'}") == 130
     assert seen and seen[0] is not signal.SIG_DFL
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_gets_back_what_it_has_counted(rank, monkeypatch):
+    """Sums over processes would be added up in another order than in the run that was not stopped."""
+    config = compose(["model.dim=8"])
+    parts = {"objective": Objective(runs.spec()), "optim": build_optim(config)}
+    learner = Learner(build_model(config.model, config.mixer, runs.spec()), **parts, progress=lambda: 0.0, seed=0)
+    monkeypatch.setattr(Learner, "trainer", SimpleNamespace(global_rank=rank))
+    counted = [
+        {name: torch.stack([getattr(metric, name) + at for at in (1, 5)]) for name in metric._defaults}
+        for metric in (learner.train_loss, *learner.train_scores.values())
+    ]
+    learner.on_load_checkpoint({"since_row": counted})
+    assert float(learner.train_loss.total) == float(learner.train_loss.weight) == (1, 5)[rank]
+    assert int(learner.train_scores["accuracy"].tp) == (1, 5)[rank]
