@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tsla.machine import processor
+from tsla.machine import cache_folder, processor
 from tsla.ops.crossover import taylor_crossover
 
 FORMAT = 1
@@ -79,7 +79,7 @@ Tables = Mapping[Machine, Table]
 
 def table_file() -> Path:
     """``$TSLA_CACHE/crossover.json``; without the variable in ``$XDG_CACHE_HOME/tsla``, or ``~/.cache/tsla``."""
-    return _file_in(*_folders())
+    return cache_folder() / "crossover.json"
 
 
 def this_machine() -> Machine:
@@ -119,15 +119,12 @@ def _folders() -> tuple[str | None, str | None]:
     return os.environ.get("TSLA_CACHE"), os.environ.get("XDG_CACHE_HOME")
 
 
-def _file_in(own: str | None, shared: str | None) -> Path:
-    return Path(own, "crossover.json") if own else Path(shared or os.path.expanduser("~/.cache"), "tsla/crossover.json")
-
-
 @lru_cache(maxsize=4096)
 def _looked_up(
     folders: tuple[str | None, str | None], threads: int, d: int, e: int, causal: bool, backward: bool
 ) -> float | None:
-    table = _tables(_file_in(*folders)).get(Machine(str(torch.__version__), threads, _processor()))
+    """`folders`, by which `table_file` goes, is here for the cache alone."""
+    table = _tables(table_file()).get(Machine(str(torch.__version__), threads, _processor()))
     fitting = [m for m in table.entries if (m.causal, m.backward) == (causal, backward)] if table else []
     return interpolate(fitting, d, e) if fitting else None
 
