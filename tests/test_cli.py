@@ -97,7 +97,8 @@ WRONG = {
     "eval taken checkpoint=first": "checkpoint ('first') must be one of best, last",
     "eval taken slit=test": "there is no option 'slit' (did you mean 'split'?): it takes split=, checkpoint=",
     "eval hostile": "hostile/config.yaml: mixer._target_ is not an option",
-    "info now": "info takes no arguments, got now",
+    "info now": "info takes no argument but --build, got now",
+    "info --build now": "info takes no argument but --build, got --build now",
 }
 
 
@@ -191,7 +192,7 @@ def test_info(capsys):
     assert main("info") == 0
     out = capsys.readouterr().out
     assert out.startswith(f"tsla {tsla.__version__}\n")
-    for part in ("python", "torch", "lightning", "cores", "commit", "configs"):
+    for part in ("python", "torch", "lightning", "cores", "commit", "configs", "native"):
         assert re.search(rf"^  {part} +\S", out, re.MULTILINE), part
 
 

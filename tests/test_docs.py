@@ -111,7 +111,8 @@ def test_inline_commands_compose():
     found = re.findall(r"`(tsla [^`]+)`", README)
     for command in found:
         words = shlex.split(command)
-        assert words[1] in ("train", "suite", "report", "data", "bench", "--help", "--version"), command
+        assert words[1] in ("train", "suite", "report", "data", "bench", "info", "--help", "--version"), command
+        assert words[1] != "info" or words[2:] in ([], ["--build"])
         if words[1] == "suite":
             assert not words[2:] or cells_of(read_suite(ROOT / words[2]))
         if words[1] == "train" and "--help" not in words and not any("resume" in word for word in words):

@@ -147,6 +147,8 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel):
     configs = {f"tsla/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert configs <= set(names) and len(configs) > 10
     assert {relative(path) for path in SOURCES} <= set(names) and "tsla/py.typed" in names
+    native = {relative(path) for path in (ROOT / "tsla").rglob("*") if path.suffix in (".cpp", ".h")}
+    assert native <= set(names) and "tsla/kernels/cpu/attention.cpp" in native
     others = [name for name in names if not name.startswith(("tsla/", f"tsla-{tsla.__version__}.dist-info/"))]
     assert others == []
 

@@ -34,6 +34,7 @@ tsla trains and compares transformers with linear-cost attention.
                                   from which length on the linear form is faster
                                   here; mixer.impl=auto then goes by it
   tsla info                       versions and machine
+  tsla info --build               compile native code now, not on first use
   tsla --help | --version
 
 examples
@@ -322,8 +323,11 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
+    if arguments == ["--build"]:
+        return _build_native()
     if arguments:
-        raise UsageError(f"info takes no arguments, got {' '.join(arguments)}")
+        raise UsageError(f"info takes no argument but --build, got {' '.join(arguments)}")
+    from tsla import native
     from tsla.config.compose import config_root
     from tsla.training.run_dir import provenance
 
@@ -334,10 +338,23 @@ def _info(arguments: list[str]) -> int:
         **facts["host"],
         "commit": facts["git_sha"],
         "configs": config_root(),
+        "native": native.describe(),
     }.items():
         if name != "tsla":
             print(f"  {name:10} {value if value is not None else '-'}")
     return 0
+
+
+def _build_native() -> int:
+    from tsla import native
+
+    built = native.build_all()
+    for name, isa, seconds, path, problem in built:
+        if path is not None:
+            print(f"{name}  {isa}  {'cached' if seconds is None else f'{seconds:.1f} s'}  {path}")
+        if problem:
+            print(f"tsla: {problem}", file=sys.stderr)
+    return int(any(library.problem for library in built))
 
 
 if __name__ == "__main__":
