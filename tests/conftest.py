@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-EMPTY = tempfile.TemporaryDirectory(prefix="tsla-cache-")
-os.environ["TSLA_CACHE"] = EMPTY.name
+from tsla import native
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's, so that native code is compiled once
+    EMPTY = tempfile.TemporaryDirectory(prefix="tsla-cache-")
+    os.environ["TSLA_CACHE"] = EMPTY.name
+    if native.describe().startswith("none"):  # no compiler
+        os.environ["TSLA_NATIVE"] = "0"  # torch does it all, without a warning in every test
 
 
 def pytest_unconfigure() -> None:
-    EMPTY.cleanup()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        EMPTY.cleanup()
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ from tsla.mixers import (
 from tsla.mixers.base import HeadOptions
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
-from tsla.ops import taylor_crossover
+from tsla.ops import native, taylor_crossover
 from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
@@ -223,10 +223,11 @@ def frozen(config: Config) -> Config:
         device = pick_device(config.trainer.accelerator).type
     except ValueError:  # told when the run wants it
         return config
+    head_dim = mixer.head_dim or model.dim // mixer.heads
+    order = 2 if isinstance(mixer, TaylorShiftConfig) else mixer.order
     crossover = auto_crossover(
-        mixer.head_dim or model.dim // mixer.heads, mixer.value_dim or model.dim // mixer.heads,
-        order=2 if isinstance(mixer, TaylorShiftConfig) else mixer.order, causal=model.causal, backward=True,
-        device=device,
+        head_dim, mixer.value_dim or model.dim // mixer.heads, order=order, causal=model.causal, backward=True,
+        device=device, native=device == "cpu" and native.fits(head_dim, order) and native.ready(),
     )  # fmt: skip
     return freeze(config, {"crossover": round(crossover, 2)})
 

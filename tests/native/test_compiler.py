@@ -12,6 +12,7 @@ import torch
 from native_cases import CXX, ROOT, child, libraries, needs_compiler
 
 from tsla import cli, compiler, machine, native
+from tsla.kernels.cpu.call import Call
 
 PARALLEL = """
 #ifdef _OPENMP
@@ -213,4 +214,4 @@ def test_info_build_says_what_is_missing(monkeypatch, capsys, variable, value, m
 def test_the_libraries_of_the_package_compile(monkeypatch):
     monkeypatch.undo()
     assert native.LIBRARIES == {"attention": "kernels/cpu/attention.cpp"}
-    assert native.load("attention").tsla_abi() == 1
+    assert native.load("attention").tsla_abi() == ctypes.sizeof(Call)

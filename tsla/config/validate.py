@@ -75,6 +75,14 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
             yield f"task.vocab_size ({task.vocab_size}) must be above the length and twice the pairs of {text}"
 
 
+def _native(mixer: PolynomialConfig, dim: int) -> Iterator[str]:
+    head_dim = mixer.head_dim or dim // mixer.heads
+    if isinstance(mixer, TaylorConfig | TaylorPolyConfig) and mixer.order != 2:
+        yield f"mixer.impl=native needs mixer.order=2, got {mixer.order}"
+    if head_dim > 64:
+        yield f"mixer.impl=native needs a mixer.head_dim of at most 64, got {head_dim}"
+
+
 def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
     yield from _directions(config)
@@ -84,8 +92,10 @@ def _mixer(config: Config) -> Iterator[str]:
         yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
     if isinstance(mixer, TaylorConfig) and mixer.center == "mean" and mixer.order == 0:
         yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
-    if isinstance(mixer, PolynomialConfig) and mixer.crossover is not None and mixer.impl != "auto":
-        yield f"mixer.crossover ({mixer.crossover:g}) needs mixer.impl=auto, got {mixer.impl}"
+    if isinstance(mixer, PolynomialConfig) and mixer.crossover is not None and mixer.impl not in ("auto", "native"):
+        yield f"mixer.crossover ({mixer.crossover:g}) needs mixer.impl=auto or native, got {mixer.impl}"
+    if isinstance(mixer, PolynomialConfig) and mixer.impl == "native":
+        yield from _native(mixer, config.model.dim)
     if isinstance(mixer, TaylorShiftConfig) and mixer.c < mixer.b**2 / (4 * mixer.a):
         yield (f"mixer.c ({mixer.c}) must be at least b^2 / (4 a) ({mixer.b**2 / (4 * mixer.a):g}): "
                "a s^2 + b s + c would give negative weights")  # fmt: skip

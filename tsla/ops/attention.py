@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tsla.ops import native
+from tsla.ops.center import mean_scores
 from tsla.ops.checks import (
     check_center,
     check_choice,
@@ -24,11 +26,12 @@ from tsla.ops.feature_map import check_order, taylor_feature_dim
 from tsla.ops.kernel import Kernel, taylor_polynomial
 from tsla.ops.measured import auto_crossover
 from tsla.ops.packing import attend_packed
-from tsla.ops.scan import causal_scan, key_sum, read_out, two_way_scan
+from tsla.ops.scan import DEFAULT_CHUNK, causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
-FORMS = ("auto", "direct", "linear")
-DEFAULT_CHUNK = 64
+FORMS = ("auto", "direct", "linear", "native")
+TORCH_FORMS = ("auto", "direct", "linear")  # of features that are given
+CHOOSE = ("auto", "native")  # by length between all pairs and sums
 STRONGEST = -200.0  # exp of it is nothing beside any weight, and sums of it are still exact, as those of -inf are not
 
 
@@ -65,16 +68,21 @@ def taylor_attention(
             bfloat16 could not hold it.
         state: what earlier calls have seen (their returned state).
         return_state: return the state after the last key; None means True when causal, else False.
-        impl: ``"direct"`` (n x m weights), ``"linear"`` (feature sums), or ``"auto"``: the faster one by `crossover`.
-        crossover: the length from which auto takes the linear form; for n != m, n m is held against it times the mean
-            of n and m. None: as `tsla bench crossover` has measured it on this machine, else `taylor_crossover`.
-        chunk_size: tokens per step of the linear form; changes speed and memory, not the result.
+        impl: ``"direct"`` (n x m weights) or ``"linear"`` (feature sums) in torch; ``"native"``: the faster of both by
+            `crossover`, by the compiled kernels (order 2, d <= 64, on the CPU, no float64); ``"auto"``: native where
+            that can be, else the faster one in torch.
+        crossover: the length from which auto and native take the linear form; for n != m, n m is held against it times
+            the mean of n and m. None: as `tsla bench crossover` has measured it on this machine, else
+            `taylor_crossover`.
+        chunk_size: tokens per step of torch's linear form; changes speed and memory, not the result. The kernels' own
+            are fixed, so that auto leaves them out where it is given.
 
     Returns:
         `Attended`: output ``(b, h, n, e)`` in the type of q, computed in float32 at least; a row that sees no key is 0.
 
     Raises:
         ValueError: shapes, types or options that do not fit together, naming the value and what is allowed.
+        NativeError: ``impl="native"`` without a compiler.
     """
     check_order(order)
     check_qkv(q, k, v, causal, key_mask)
@@ -88,15 +96,27 @@ def taylor_attention(
         )  # fmt: skip
         return attend_packed(each, q, k, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, d), (m, e) = q.shape[-2:], v.shape[-2:]
-    if crossover is None and impl == "auto":
+    scale = d**-0.5 if scale is None else scale
+    compiled = _takes_native(check_choice("impl", impl, FORMS), q, k, v, order, chunk_size)
+    if crossover is None and impl in CHOOSE:
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        crossover = auto_crossover(d, e, order=order, causal=causal, backward=learns, device=q.device.type)
-    out = _attend(
-        q.to(accumulation_dtype(q.dtype)) * (d**-0.5 if scale is None else scale), k, v, kernel, causal=causal,
-        key_mask=key_mask, log_decay=log_decay, state=state, return_state=return_state, impl=impl,
-        short=crossover is not None and 2 * n * m <= (n + m) * crossover, chunk=chunk_size,
-        features=taylor_feature_dim(d, order=order), eps=0.0, normalize=normalize, centered=center == "mean",
-    )  # fmt: skip
+        crossover = auto_crossover(
+            d, e, order=order, causal=causal, backward=learns, device=q.device.type, native=compiled
+        )  # fmt: skip
+    short = crossover is not None and 2 * n * m <= (n + m) * crossover
+    if compiled:
+        keep = causal if return_state is None else return_state
+        check_kernel_options(q, k, v, causal, log_decay, state, keep, taylor_feature_dim(d, order=order), DEFAULT_CHUNK)
+        out = native.attend(
+            q, k, v, kernel, scale=scale, causal=causal, key_mask=key_mask, gates=_gates(log_decay, q, key_mask),
+            centered=center == "mean", state=state, keep_state=keep, normalize=normalize, short=short,
+        )  # fmt: skip
+    else:
+        out = _attend(
+            q.to(accumulation_dtype(q.dtype)) * scale, k, v, kernel, causal=causal, key_mask=key_mask,
+            log_decay=log_decay, state=state, return_state=return_state, impl=impl, short=short, chunk=chunk_size,
+            features=taylor_feature_dim(d, order=order), eps=0.0, normalize=normalize, centered=center == "mean",
+        )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)
 
 
@@ -122,6 +142,7 @@ def linear_attention(
         ValueError: as in `taylor_attention`.
     """
     check_qkv(fq, fk, v, causal, key_mask)
+    check_choice("impl", impl, TORCH_FORMS)
     if cu_seqlens is not None:
         each = partial(
             linear_attention, causal=causal, normalize=normalize, eps=eps, return_state=return_state, impl=impl,
@@ -137,6 +158,26 @@ def linear_attention(
     return Attended(out.output.to(fq.dtype), out.state)
 
 
+def _takes_native(impl: str, q: Tensor, k: Tensor, v: Tensor, order: int, chunk_size: int | None) -> bool:
+    """Whether the compiled kernels do it: where they can if it is left to us, and always if they are asked for.
+
+    Raises:
+        ValueError: they are asked for and cannot do it.
+        NativeError: they are asked for and there are none.
+    """
+    if impl not in CHOOSE:
+        return False
+    reason = native.why_not(q, k, v, order)
+    if not reason and chunk_size is not None:
+        reason = f"chunk_size ({chunk_size}) must be None: the blocks are fixed"
+    if impl == "native":
+        if reason:
+            raise ValueError(f"impl='native' cannot do this: {reason}")
+        native.require()
+        return True
+    return not reason and not torch.compiler.is_exporting() and native.ready()
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
     state: KernelState | None, return_state: bool | None, impl: str, short: bool, chunk: int | None, features: int,
@@ -144,7 +185,7 @@ def _attend(
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
     keep_state = causal if return_state is None else return_state
-    form = check_choice("impl", impl, FORMS)
+    form = impl
     if form == "auto":
         form = "direct" if short and state is None and not keep_state else "linear"
     chunk = DEFAULT_CHUNK if chunk is None else chunk
@@ -159,7 +200,8 @@ def _attend(
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         q = q.unflatten(1, (k.shape[1], -1))
         start = None if state is None else torch.cat([state.kv, state.z[..., None]], dim=-1).to(q.dtype)
-        shift = _mean_scores(q, k, v[..., -1:], causal, gates, start, chunk) if centered else None
+        z = None if start is None else start[..., -1]
+        shift = mean_scores(q, k, v[..., -1:], causal, gates, z, chunk) if centered else None
         sums, end = _sums(q, k, v, kernel, causal, gates, shift, start, keep_state, form, chunk)
         numerator, denominator = sums[..., :-1], sums[..., -1:]
         if normalize:  # only a row that sees no key has denominator 0: its numerator is 0 too
@@ -192,31 +234,6 @@ def _sums(
     return read_out(q, end, kernel, shift, chunk), end if keep_state else None
 
 
-def _mean_scores(
-    q: Tensor, k: Tensor, real: Tensor, causal: bool, gates: Tensor | None, start: Tensor | None, chunk: int
-) -> Tensor:
-    """q_i.mean(k) ``(b, s, r, n)`` over the keys that query i sees, each by its decay; 0 where there is none.
-
-    Sums of keys are attention of its own kind, with a single feature that is 1; in a state they stand beside their
-    count, as the features of degree 1 and 0.
-    """
-    d = k.shape[-1]
-    values = torch.cat([k, real], dim=-1)
-    before = values.new_zeros(*k.shape[:2], 1, d + 1)
-    if start is not None:
-        before = torch.cat([start[..., 1 : 1 + d, -1], start[..., :1, -1]], dim=-1)[:, :, None]
-    one = torch.ones_like(real)
-    if causal:
-        sums = causal_scan(one[:, :, None], one, values, gates, None, before, None, chunk)[0][:, :, 0]
-    elif gates is not None:
-        sums = two_way_scan(one[:, :, None], one, values, gates, None, before, None, chunk)[:, :, 0]
-    else:
-        sums = values.sum(-2, keepdim=True) + before
-    count = sums[..., -1:]
-    mean = sums[..., :-1] / torch.where(count == 0, 1.0, count)
-    return (q * mean[:, :, None]).sum(-1)
-
-
 def _end_state(k: Tensor, v: Tensor, kernel: Kernel, gates: Tensor | None, start: Tensor | None, chunk: int) -> Tensor:
     """The state after the last key, decayed to it."""
     if gates is None:
@@ -233,6 +250,6 @@ def _gates(log_decay: Tensor | None, q: Tensor, key_mask: Tensor | None) -> Tens
     if log_decay is None:
         return None
     b, h, n, _ = q.shape
-    gates = (log_decay[:, None] if log_decay.dim() == 1 else log_decay).to(q.dtype).expand(b, h, n)
+    gates = (log_decay[:, None] if log_decay.dim() == 1 else log_decay).to(accumulation_dtype(q.dtype)).expand(b, h, n)
     gates = gates.clamp(min=STRONGEST)
     return gates if key_mask is None else gates.masked_fill(~key_mask[:, None], 0.0)

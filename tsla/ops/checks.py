@@ -85,8 +85,8 @@ def check_crossover(crossover: float | None, impl: str) -> float | None:
     if crossover is not None:
         if not crossover >= 0:  # nor NaN
             raise ValueError(f"crossover ({crossover}) must be a length of at least 0, or None")
-        if impl != "auto":
-            raise ValueError(f"crossover ({crossover:g}) needs impl='auto', got {impl!r}")
+        if impl not in ("auto", "native"):
+            raise ValueError(f"crossover ({crossover:g}) needs impl='auto' or 'native', got {impl!r}")
     return crossover
 
 

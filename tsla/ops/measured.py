@@ -24,17 +24,18 @@ import torch
 from tsla.machine import cache_folder, processor
 from tsla.ops.crossover import taylor_crossover
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 2**20  # bytes of a file; also of any width or length in it
 LONGEST_TEXT = 200
 
 
 class Machine(NamedTuple):
-    """What a table holds for."""
+    """What a table holds for; native: the compiled kernels' forms were measured, else torch's."""
 
     torch: str
     threads: int
     processor: str
+    native: bool
 
 
 class Measured(NamedTuple):
@@ -82,25 +83,28 @@ def table_file() -> Path:
     return cache_folder() / "crossover.json"
 
 
-def this_machine() -> Machine:
+def this_machine(*, native: bool = False) -> Machine:
     """The machine, torch and threads of this process."""
-    return Machine(str(torch.__version__), torch.get_num_threads(), _processor())
+    return Machine(str(torch.__version__), torch.get_num_threads(), _processor(), native)
 
 
-def measured_crossover(d: int, e: int, *, causal: bool, backward: bool) -> float | None:
+def measured_crossover(d: int, e: int, *, causal: bool, backward: bool, native: bool = False) -> float | None:
     """The crossover of order 2 by the table of this machine; None if there is none of such calls."""
-    return _looked_up(_folders(), torch.get_num_threads(), d, e, causal, backward)
+    return _looked_up(_folders(), torch.get_num_threads(), native, d, e, causal, backward)
 
 
-def auto_crossover(d: int, e: int, *, order: int, causal: bool, backward: bool, device: str) -> float:
+def auto_crossover(
+    d: int, e: int, *, order: int, causal: bool, backward: bool, device: str, native: bool = False
+) -> float:
     """The length from which ``impl="auto"`` takes the linear form: measured here, or by `taylor_crossover`.
 
-    Measured are order 2 and the CPU; the meta device, on which costs are counted, stands for it.
+    Measured are order 2 and the CPU; the meta device, on which costs are counted, stands for it. The compiled kernels'
+    time goes into operations, so that these are counted with the true width of values.
     """
     found = None
     if order == 2 and device in ("cpu", "meta"):
-        found = measured_crossover(d, max(e, 1), causal=causal, backward=backward)
-    return taylor_crossover(d, order=order) if found is None else found
+        found = measured_crossover(d, max(e, 1), causal=causal, backward=backward, native=native)
+    return taylor_crossover(d, value_dim=e if native else None, order=order) if found is None else found
 
 
 # A compiled graph takes the number as a constant. This is what torch.compiler.assume_constant_result does, which would
@@ -121,10 +125,10 @@ def _folders() -> tuple[str | None, str | None]:
 
 @lru_cache(maxsize=4096)
 def _looked_up(
-    folders: tuple[str | None, str | None], threads: int, d: int, e: int, causal: bool, backward: bool
+    folders: tuple[str | None, str | None], threads: int, native: bool, d: int, e: int, causal: bool, backward: bool
 ) -> float | None:
     """`folders`, by which `table_file` goes, is here for the cache alone."""
-    table = _tables(table_file()).get(Machine(str(torch.__version__), threads, _processor()))
+    table = _tables(table_file()).get(Machine(str(torch.__version__), threads, _processor(), native))
     fitting = [m for m in table.entries if (m.causal, m.backward) == (causal, backward)] if table else []
     return interpolate(fitting, d, e) if fitting else None
 
@@ -218,7 +222,7 @@ def parse(data: Any) -> dict[Machine, Table]:
     for item in _list("tables", content["tables"]):
         own = _exactly(item, {*Machine._fields, "date", "measured"})
         machine = Machine(_text("torch", own["torch"]), _whole("threads", own["threads"], low=1),
-                          _text("processor", own["processor"]))  # fmt: skip
+                          _text("processor", own["processor"]), _flag("native", own["native"]))  # fmt: skip
         entries = [_measured(entry) for entry in _list("measured", own["measured"])]
         tables[machine] = Table(_text("date", own["date"]), tuple(entries))
     return tables
@@ -227,9 +231,7 @@ def parse(data: Any) -> dict[Machine, Table]:
 def _measured(data: Any) -> Measured:
     own = _exactly(data, set(Measured._fields))
     widths = [_whole(key, own[key], low=1) for key in ("d", "e", "heads")]
-    flags = [own[key] for key in ("causal", "backward")]
-    if not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"causal and backward ({flags}) must be true or false")
+    flags = [_flag(key, own[key]) for key in ("causal", "backward")]
     direct = _whole("direct", own["direct"])
     linear = None if own["linear"] is None else _whole("linear", own["linear"], low=direct + 1)
     length = own["length"]
@@ -261,6 +263,12 @@ def _list(key: str, value: Any) -> list[Any]:
 def _whole(key: str, value: Any, low: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= LARGEST:
         raise ValueError(f"{key} ({str(value)[:40]}) must be a whole number from {low} to {LARGEST}")
+    return value
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} ({str(value)[:40]}) must be true or false")
     return value
 
 

@@ -17,6 +17,8 @@ from tsla.ops.direct import pair_decay
 from tsla.ops.kernel import Kernel, features, features_vjp, query_features, query_features_vjp, slope, weights
 from tsla.ops.types import full_precision
 
+DEFAULT_CHUNK = 64  # tokens per step
+
 
 def key_sum(k: Tensor, v: Tensor, kernel: Kernel, chunk: int) -> Tensor:
     """sum_j phi(k_j) v_j^T, ``(b, s, f, e)``."""

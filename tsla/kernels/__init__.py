@@ -1,0 +1,1 @@
+"""The fast implementations that `tsla.ops` dispatches to; nothing else imports them."""

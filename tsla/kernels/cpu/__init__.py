@@ -1,0 +1,1 @@
+"""C++ for the CPU, and what hands tensors to it."""

@@ -1,0 +1,100 @@
+// The direct form on one block of queries and one of keys: their weights fill a strip of 16 queries at a time and are
+// used at once. Between blocks nothing is kept, so no n x m matrix exists; of a block on the diagonal of causal
+// attention, what lies above it is left out.
+#pragma once
+#include "product.h"
+
+namespace tsla {
+
+constexpr int STRIP = 16;
+
+inline int strips(int count) { return (count + STRIP - 1) / STRIP * STRIP; }
+
+// The weight of a pair of tokens: P(s) = flat + slope s + curve s^2 / 2 of the score s - shift, times decay and mask.
+struct Weigh {
+    float flat, slope, curve;
+    const float* shift;   // of each query; null: 0
+    const float* mask;    // 1 or 0 for each key; null: 1
+    const float *decay, *key_decay;  // running sums of log gates, of queries and of keys; null: none
+    bool causal;          // queries and keys are the same tokens, and later keys have weight 0
+
+    int keys(int first, int count) const { return causal ? std::min(first + STRIP, count) : count; }
+
+    // Scores of queries first ... first + STRIP, in place, become weights, and `slopes` (if not null) their derivatives.
+    // sums[i] += weights of query i.
+    void operator()(int first, int keys, float* scores, float* slopes, int ld, float* sums) const {
+        for (int i = 0; i < STRIP; i++) {
+            vec row{};
+            for (int j = 0; j < keys; j += W) {
+                float* at = scores + i * ld + j;
+                vec s = load(at);
+                if (shift) s -= shift[first + i];
+                vec factor = all(1.0f);
+                if (mask) factor = load(mask + j);
+                if (decay) factor *= exp_negative(-distance(decay[first + i] - load(key_decay + j)));
+                if (causal && j + W > first + i + 1)
+                    for (int l = 0; l < W; l++)
+                        if (j + l > first + i) factor[l] = 0;
+                vec w = (s * (curve * 0.5f) + slope) * s + flat, ds = s * curve + slope;
+                if (mask || decay || causal) w *= factor, ds *= factor;
+                store(at, w);
+                if (slopes) store(slopes + i * ld + j, ds);
+                row += w;
+            }
+            if (sums) sums[first + i] += total(row);
+        }
+    }
+
+  private:
+    static vec distance(vec x) { return x < 0.0f ? -x : x; }
+};
+
+// One block of tokens as the direct form reads it: rows, and columns (transposed).
+struct Tokens {
+    const float* rows;     // (tokens x ld)
+    const float* columns;  // (ld x tokens)
+    int ld;
+};
+
+// out += weights values, sums += weights, for the first `queries` and `seen` keys of two blocks of `tokens`, both rounded
+// up to strips.  scratch: STRIP x tokens.
+inline void direct(const Weigh& weigh, int d, int tokens, int queries, int seen, Tokens q, Tokens k, Tokens v, float* out,
+                   float* sums, float* scratch) {
+    for (int first = 0; first < queries; first += STRIP) {
+        int keys = weigh.keys(first, strips(seen));
+        product(STRIP, keys, d, {q.rows + first * q.ld, q.ld, 1}, k.columns, tokens, scratch, tokens, false);
+        weigh(first, keys, scratch, nullptr, tokens, sums);
+        product(STRIP, v.ld, keys, {scratch, tokens, 1}, v.rows, v.ld, out + first * v.ld, v.ld, true);
+    }
+}
+
+// Gradients of the above, given those of out (g) and of sums (dsums), added to dq, dk, dv (rows), and if not null to
+// dones (of each key's weight in `sums`) and dshift.  scratch: 3 x STRIP x tokens.
+inline void direct_backward(const Weigh& weigh, int d, int tokens, int queries, int seen, Tokens q, Tokens k, Tokens v,
+                            Tokens g, const float* dsums, float* dq, float* dk, float* dv, float* dones, float* dshift,
+                            float* scratch) {
+    float *slopes = scratch + STRIP * tokens, *dweights = slopes + STRIP * tokens;
+    for (int first = 0; first < queries; first += STRIP) {
+        int keys = weigh.keys(first, strips(seen));
+        const float *own_q = q.rows + first * q.ld, *grads = g.rows + first * g.ld;
+        product(STRIP, keys, d, {own_q, q.ld, 1}, k.columns, tokens, scratch, tokens, false);
+        weigh(first, keys, scratch, slopes, tokens, nullptr);
+        product(STRIP, keys, v.ld, {grads, g.ld, 1}, v.columns, tokens, dweights, tokens, false);
+        for (int i = 0; i < STRIP; i++) {
+            vec sum{};
+            for (int j = 0; j < keys; j += W) {
+                float *at = slopes + i * tokens + j, own = dsums[first + i];
+                vec ds = (load(dweights + i * tokens + j) + own) * load(at);
+                store(at, ds);
+                sum += ds;
+                if (dones) store(dones + j, load(dones + j) + load(scratch + i * tokens + j) * own);
+            }
+            if (dshift) dshift[first + i] -= total(sum);
+        }
+        product(STRIP, q.ld, keys, {slopes, tokens, 1}, k.rows, k.ld, dq + first * q.ld, q.ld, true);
+        product(keys, k.ld, STRIP, {slopes, 1, tokens}, own_q, q.ld, dk, k.ld, true);
+        product(keys, v.ld, STRIP, {scratch, 1, tokens}, grads, g.ld, dv, v.ld, true);
+    }
+}
+
+}  // namespace tsla
