@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -17,6 +16,7 @@ from rich.table import Table as RichTable
 from tsla.bench.figures import draw_crossover, draw_heads
 from tsla.bench.forms import Shape, calls, errors
 from tsla.bench.heads import Heads, sweep
+from tsla.bench.memory import free_bytes
 from tsla.bench.options import SHORTEST, CrossoverOptions
 from tsla.bench.search import Crossing, crossing, lengths_between, settled
 from tsla.bench.timing import Timing, interleaved, matmul_rate
@@ -101,11 +101,7 @@ def entry_of(found: Found) -> Measured:
 
 def _longest_direct(shape: Shape) -> int:
     """The longest length whose n x n weights, some six of them at once, fit into half of the free memory."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # this system does not tell
-        return 2**20
-    return math.isqrt(free // (2 * 6 * 4 * shape.heads))
+    return math.isqrt(int(min(free_bytes(), 2**50)) // (2 * 6 * 4 * shape.heads))
 
 
 @contextmanager
