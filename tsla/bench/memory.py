@@ -1,5 +1,7 @@
 """Memory, in two ways: the sum of the tensors alive, which no allocator's habits blur, and that of a whole process."""
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -72,7 +74,7 @@ def peak_extra_bytes(prepare: Callable[[], Callable[[], object]]) -> int | None:
     if not CLEAR.exists():
         return None
     context = get_context("forkserver")  # a fork of a process that has imported torch and run nothing
-    context.set_forkserver_preload(["tsla.bench.peers"])
+    context.set_forkserver_preload(["tsla.bench.model"])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_measure, args=(there, prepare, torch.get_num_threads()), daemon=True)
     child.start()
@@ -89,6 +91,8 @@ def _measure(answer: "Connection[Any, Any]", prepare: Callable[[], Callable[[], 
     try:
         torch.set_num_threads(threads)
         call = prepare()
+        with contextlib.suppress(AttributeError):  # glibc's: what was freed is no room that the call finds for nothing
+            ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")  # the peak is from now on
         before = _status("VmRSS")
         out = call()
