@@ -1,6 +1,6 @@
 """`tsla bench attention`: attention of given queries, keys and values, ours beside torch's and the field's packages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def bench_attention(options: AttentionOptions, console: Console) -> int:
         OSError: folders that cannot be written.
     """
     wanted = chosen(options.only, implementations())
-    make_room(options.out, "attention", "variants")
+    shapes = dict.fromkeys((case.d, case.e) for case in cases_of(options))
+    make_room(options.out, "attention", "variants", *stems(shapes))
     judged: list[Judged] = []
     with using(options.threads):
         machine = told(console)
@@ -58,7 +59,7 @@ def bench_attention(options: AttentionOptions, console: Console) -> int:
     if against:
         files["variants"] = [one._asdict() for one in against]
     pages = {"attention": page(judged, against, machine)}
-    figures = [draw(judged, options.out / "attention")] if len(options.length) > 1 else []
+    figures = draw(judged, options.out) if len(options.length) > 1 else []
     write_tables(options.out, files, pages, figures, console)
     return 0
 
@@ -143,11 +144,21 @@ def page(judged: Sequence[Judged], against: Sequence[Against], machine: str) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def draw(judged: Sequence[Judged], stem: Path) -> Path:
-    """Time and memory against the length: a file for all shapes, directions and passes."""
-    curves = [
-        Curve(one.case._replace(length=0).named.replace("N=0 ", ""), one.name, one.case.length,
-              one.time, one.extra_bytes)
-        for one in judged if one.time is not None
-    ]  # fmt: skip
-    return draw_curves(curves, "tokens", "Attention of given queries, keys and values", stem, thick=set(OURS))
+def draw(judged: Sequence[Judged], out: Path) -> list[Path]:
+    """Time and memory against the length, a figure for each shape: directions and passes side by side."""
+    shapes = list(dict.fromkeys((one.case.d, one.case.e) for one in judged))
+    drawn = []
+    for (d, e), stem in zip(shapes, stems(shapes), strict=True):
+        points = [
+            Curve(one.case.passes, one.name, one.case.length, one.time, one.extra_bytes)
+            for one in judged if one.time is not None and (one.case.d, one.case.e) == (d, e)
+        ]  # fmt: skip
+        if points:
+            named = judged[0].case._replace(d=d, e=e)
+            drawn.append(draw_curves(points, "tokens", f"Attention, {named.shape}", out / stem, thick=set(OURS)))
+    return drawn
+
+
+def stems(shapes: Collection[tuple[int, int]]) -> list[str]:
+    """Names of the figures, without their ends."""
+    return ["attention"] if len(shapes) == 1 else [f"attention-d{d}-e{e}" for d, e in shapes]

@@ -27,14 +27,21 @@ class Case(NamedTuple):
     dtype: str = "float32"
 
     @property
+    def shape(self) -> str:
+        """In words: widths and heads."""
+        heads = f"h={self.heads}" + f" (kv {self.kv_heads})" * (self.kv_heads != self.heads)
+        return f"d={self.d} e={self.e} {heads}" + f" b={self.batch}" * (self.batch > 1)
+
+    @property
+    def passes(self) -> str:
+        """In words: direction and passes."""
+        direction = "causal" if self.causal else "bidirectional"
+        return f"{direction}, {'forward + backward' if self.backward else 'forward'}"
+
+    @property
     def named(self) -> str:
         """As a title."""
-        heads = f"h={self.heads}" + f" (kv {self.kv_heads})" * (self.kv_heads != self.heads)
-        return " ".join([
-            f"d={self.d} e={self.e} {heads} N={self.length}", *([f"b={self.batch}"] if self.batch > 1 else []),
-            "causal" if self.causal else "bidirectional", "forward + backward" if self.backward else "forward",
-            *([self.dtype] if self.dtype != "float32" else []),
-        ])  # fmt: skip
+        return f"{self.shape} N={self.length}, {self.passes}" + f", {self.dtype}" * (self.dtype != "float32")
 
 
 class Unavailable(ValueError):

@@ -18,7 +18,7 @@ def draw_crossover(rows: Sequence[Row], stem: Path) -> None:
     """Measured and counted crossovers against the width d, a hue for each e; a panel for each direction and pass."""
     kinds = list(dict.fromkeys((row["causal"], row["backward"]) for row in rows))
     with plotting():
-        figure, axes = panels(len(kinds), 3.2 if len(kinds) > 1 else 5.0, 3.4, legend=1.55)
+        figure, axes = _panels(len(kinds), 3.2 if len(kinds) > 1 else 5.0, 3.4, legend=1.55)
         hues = dict(zip(sorted({row["e"] for row in rows}), HUES * 99, strict=False))
         for (causal, backward), axis in zip(kinds, axes, strict=True):
             own = [row for row in rows if (row["causal"], row["backward"]) == (causal, backward)]
@@ -89,7 +89,7 @@ def draw_heads(swept: Sequence[Heads], width: int, length: int, stem: Path) -> N
     )
     hues = {"direct": "#1a1a1a", "linear": HUES[0]}
     with plotting():
-        figure, axes = panels(len(kinds), 2.4, 3.2, legend=1.9)
+        figure, axes = _panels(len(kinds), 2.4, 3.2, legend=1.9)
         passes = sorted({one.backward for one in swept})
         for (title, value, by_pass), axis in zip(kinds, axes, strict=True):
             for form, hue in hues.items():
@@ -114,7 +114,7 @@ def draw_heads(swept: Sequence[Heads], width: int, length: int, stem: Path) -> N
         save(figure, stem, "")
 
 
-def panels(count: int, width: float, height: float, *, legend: float) -> tuple[Any, list[Any]]:
+def _panels(count: int, width: float, height: float, *, legend: float) -> tuple[Any, list[Any]]:
     """A row of panels with room for a legend at the right, in inches."""
     from matplotlib.figure import Figure
 
