@@ -1,5 +1,6 @@
 """`tsla bench decode`, `tsla bench model`, and the README's table of all of them."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tsla import cli
 from tsla.bench.decode import Setting, decoders
 from tsla.bench.loop import over_bare
 from tsla.bench.model import Size, encoder, error_of, mixers, step_of
+from tsla.bench.options import parse_attention, parse_decode, parse_model
+from tsla.bench.peers import implementations
 from tsla.mixers import SoftmaxAttention
 
 from .conftest import read
@@ -130,3 +133,15 @@ def test_the_table_of_the_readme():
     with pytest.raises(ValueError, match="once each"):
         script.replaced("nothing", table)
     assert script.replaced((script.ROOT / "README.md").read_text(), table).count(table) == 1
+
+
+def test_make_bench_runs_commands_that_are_there():
+    """Their options parse, and `only` names what there is; both folders are those the table is made from."""
+    parsers = {"attention": parse_attention, "model": parse_model, "decode": parse_decode}
+    script = load_script("bench_table")
+    lines = (script.ROOT / "scripts" / "bench.sh").read_text().replace("$out", "docs/results/bench").splitlines()
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("tsla bench ")]
+    asked = [parsers[name](options) for name, *options in commands]
+    assert [name for name, *_ in commands] == ["attention"] * 3 + ["model", "decode"]
+    assert all(name in implementations() for one in asked for name in one.only)
+    assert {script.ROOT / one.out for one in asked} >= {script.FOLDER, script.FOLDER / "long"}

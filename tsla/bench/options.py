@@ -56,7 +56,7 @@ class AttentionOptions(NamedTuple):
     only: tuple[str, ...] = ()
     compile: tuple[int, ...] = (4096,)
     memory: bool = True
-    long: int = 65536
+    long: int = 16384
     seconds: int = 2
     threads: int | None = None
     out: Path = Path("bench")
