@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 def draw_curves(
     points: Sequence[Curve], along: str, title: str, stem: Path, *, thick: AbstractSet[str], memory: str = "memory"
 ) -> Path:
-    """Times above, memory below where it was measured, a column for each kind; returns the PNG.
+    """Times above, memory below where it was measured, a column for each kind (side by side if one); returns the PNG.
 
     Args:
         points: in any order.
@@ -41,7 +41,13 @@ def draw_curves(
     if held := {(*point[:3],): point.extra_bytes / 2**20 for point in points if point.extra_bytes}:
         rows[f"{memory} (MiB)"] = held
     with plotting():
-        figure, axes = _grid(len(rows), len(kinds), legend=0.75 + 0.075 * max(map(len, lines)))
+        legend = 0.75 + 0.075 * max(map(len, lines))
+        if len(kinds) > 1:
+            figure, axes = _grid(len(rows), len(kinds), legend=legend)
+        else:  # side by side
+            figure, (across,) = _grid(1, len(rows), legend=legend)
+            axes = [[axis] for axis in across]
+        corner = axes[0][-1] if len(kinds) > 1 else axes[-1][0]
         for (label, values), across in zip(rows.items(), axes, strict=True):
             for kind, axis in zip(kinds, across, strict=True):
                 _panel(axis, {key[1:]: value for key, value in values.items() if key[0] == kind}, lines, thick)
@@ -51,7 +57,7 @@ def draw_curves(
                 axis.set_xlabel(along)
             across[0].set_ylabel(label)
         handles, labels = axes[0][0].get_legend_handles_labels()
-        axes[0][-1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.04, 1.03), frameon=False, fontsize=8,
+        corner.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.04, 1.03), frameon=False, fontsize=8,
                            borderaxespad=0, handlelength=3)  # fmt: skip
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
         return save(figure, stem, "").png
@@ -59,6 +65,8 @@ def draw_curves(
 
 def _panel(axis: Any, values: dict[tuple[Any, ...], float], lines: Sequence[str], thick: AbstractSet[str]) -> None:
     """Every line through its points, under its name whether it has some or not."""
+    from matplotlib import ticker
+
     bases = list(dict.fromkeys(line.partition("+")[0] for line in lines))
     for line in lines:
         place, whole, ours = bases.index(line.partition("+")[0]), "+" not in line, line in thick
@@ -69,9 +77,10 @@ def _panel(axis: Any, values: dict[tuple[Any, ...], float], lines: Sequence[str]
                   markerfacecolor=hue if whole else "white", linewidth=2 if ours else 1.1, zorder=3 if ours else 2,
                   linestyle="-" if ours else DASHES[1 + place % (len(DASHES) - 1)])  # fmt: skip
     axis.set(xscale="log", yscale="log")
-    axis.yaxis.set_major_formatter(plain)
     low, high = axis.get_ylim()
-    axis.yaxis.set_minor_formatter(plain if high < 10 * low else "")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
+    axis.yaxis.set_major_formatter(plain)
+    axis.yaxis.set_minor_formatter("")
 
 
 def _grid(rows: int, columns: int, *, legend: float) -> tuple[Any, list[list[Any]]]:
