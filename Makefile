@@ -2,7 +2,7 @@
 # PYTHON=... names the interpreter to build .venv with; unset, the first of the list that is new enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check format clean
+.PHONY: help quickstart test test-slow bench check format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
@@ -22,6 +22,9 @@ test: .venv/.ready-dev  ## set everything up and run the tests
 # pytest exits 5 when nothing was selected: no slow test is not a failure, anything else is.
 test-slow: .venv/.ready-dev  ## the slow tier of the tests
 	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+
+bench: .venv/.ready-bench  ## speed and memory beside the field's packages: docs/results/bench, and the README's table
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench.sh
 
 check: .venv/.ready-dev  ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
@@ -54,4 +57,8 @@ clean:  ## remove caches; runs/, data/ and .venv stay
 
 .venv/.ready-dev: .venv/.ready-run
 	$(PIP) install -c requirements.lock -e '.[dev,parity]'
+	@touch $@
+
+.venv/.ready-bench: .venv/.ready-run
+	$(PIP) install -c requirements.lock -e '.[bench]'
 	@touch $@

@@ -12,7 +12,7 @@ import torch
 
 import tsla
 from tsla import cli
-from tsla.bench.options import parse_crossover
+from tsla.bench.options import parse_attention, parse_crossover, parse_decode, parse_model
 from tsla.config import compose
 from tsla.config.grid import cells_of, read_suite, suite_of
 
@@ -79,8 +79,9 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
         case ["tsla", "eval" | "report" | "predict", *_]:
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err
-        case ["tsla", "bench", "crossover", *arguments]:
-            assert parse_crossover(arguments)
+        case ["tsla", "bench", name, *arguments]:
+            parsers = {"attention": parse_attention, "model": parse_model, "decode": parse_decode}
+            assert {**parsers, "crossover": parse_crossover}[name](arguments)
         case [script, *_] if script.startswith("scripts/"):
             assert (ROOT / script).is_file()
         case _:

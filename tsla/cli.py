@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsla import __version__
 
@@ -30,6 +30,9 @@ tsla trains and compares transformers with linear-cost attention.
                                   what a trained run says of new inputs
   tsla data inspect PATH [key=value ...]
                                   what is in your files, and how to train on it
+  tsla bench attention|model|decode [key=value ...]
+                                  time and memory beside torch's attention and
+                                  the field's packages, after a check of each
   tsla bench crossover [key=value ...]
                                   from which length on the linear form is faster
                                   here; mixer.impl=auto then goes by it
@@ -298,28 +301,50 @@ def _data(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from tsla.bench.options import parse_crossover
+    from tsla.bench import options as bench
     from tsla.config import ConfigError
     from tsla.config.options import did_you_mean
 
+    parsers: dict[str, Callable[[Sequence[str]], Any]] = {
+        "attention": bench.parse_attention, "model": bench.parse_model, "decode": bench.parse_decode,
+        "crossover": bench.parse_crossover,
+    }  # fmt: skip
     match arguments:
-        case ["crossover", *rest]:
-            try:
-                options = parse_crossover(rest)
-            except ConfigError as error:
-                raise _usage("these options do not work:", error) from None
+        case [name, *rest] if name in parsers:
+            pass
         case [name, *_]:
-            raise UsageError(f"bench has no {name!r}{did_you_mean(name, ['crossover'])}: it takes crossover")
+            raise UsageError(f"bench has no {name!r}{did_you_mean(name, parsers)}: it takes {', '.join(parsers)}")
         case _:
-            raise UsageError("bench takes: crossover [key=value ...]")
-    from rich.console import Console
-
-    from tsla.bench.crossover import bench_crossover
-
+            raise UsageError(f"bench takes: {', '.join(parsers)} [key=value ...]")
     try:
-        return bench_crossover(options, Console())
+        options = parsers[name](rest)
+        return _measure(options)
+    except ConfigError as error:
+        raise _usage("these options do not work:", error) from None
     except (NotADirectoryError, IsADirectoryError) as error:
         raise UsageError(str(error)) from None
+
+
+def _measure(options: Any) -> int:
+    """Run the command of these options."""
+    from rich.console import Console
+
+    from tsla.bench.attention import bench_attention
+    from tsla.bench.crossover import bench_crossover
+    from tsla.bench.decode import bench_decode
+    from tsla.bench.model import bench_model
+    from tsla.bench.options import AttentionOptions, DecodeOptions, ModelOptions
+
+    console = Console()
+    match options:
+        case AttentionOptions():
+            return bench_attention(options, console)
+        case ModelOptions():
+            return bench_model(options, console)
+        case DecodeOptions():
+            return bench_decode(options, console)
+        case _:
+            return bench_crossover(options, console)
 
 
 def _info(arguments: list[str]) -> int:

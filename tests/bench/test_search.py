@@ -1,12 +1,13 @@
 """The search for a crossing, on times that are known; and the clock that it stands on."""
 
+import collections
 import itertools
 import math
 
 import pytest
 
 from tsla.bench.search import Crossing, crossing, lengths_between, settled
-from tsla.bench.timing import FEWEST, MOST, WARM_UP, interleaved, timing
+from tsla.bench.timing import FEWEST, MOST, WARM_UP, interleaved, order, timing
 
 LENGTHS = lengths_between(16, 4096)
 
@@ -54,6 +55,13 @@ def test_interleaved_takes_turns_and_stops():
     assert found["a"] == (1, 1, 1, FEWEST) and found["b"] == (3, 3, 3, FEWEST)
     assert order[:6] == ["a", "b", "b", "a", "a", "b"] and len(order) == 2 * (FEWEST + WARM_UP)
     assert interleaved(calls, seconds=math.inf, clock=lambda: now[0])["a"].rounds == MOST
+
+
+def test_none_follows_the_same_one_all_the_time():
+    names = list("abcdef")
+    follows = collections.Counter(pair for turn in range(6) for pair in itertools.pairwise(order(names, turn)))
+    assert follows == dict.fromkeys(itertools.permutations(names, 2), 1)
+    assert all(sorted(order(list("abcde"), turn)) == list("abcde") for turn in range(9))
 
 
 def test_timing_is_a_median_with_quartiles():

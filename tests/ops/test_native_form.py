@@ -48,7 +48,9 @@ def call(shape, kind, causal, dtype=torch.float32, b=2):
 def worst(found, exact):
     """Of each output and gradient, the largest error over its largest value (or over 1: a gradient may be all zero)."""
     return {
-        (place, name): ((x.double() - exact[place][name]).abs().max() / exact[place][name].abs().max().clamp(min=1)).item()
+        (place, name): (
+            (x.double() - exact[place][name]).abs().max() / exact[place][name].abs().max().clamp(min=1)
+        ).item()
         for place in (0, 1)
         for name, x in found[place].items()
     }

@@ -1,25 +1,22 @@
 """`tsla bench crossover`: from which length the linear form is faster here, what SDPA does, and what heads change."""
 
-import csv
-import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import date
 from itertools import product
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from tsla.bench.figures import draw_crossover, draw_heads
 from tsla.bench.forms import Shape, calls, errors
 from tsla.bench.heads import Heads, sweep
+from tsla.bench.memory import free_bytes
 from tsla.bench.options import SHORTEST, CrossoverOptions
 from tsla.bench.search import Crossing, crossing, lengths_between, settled
-from tsla.bench.timing import Timing, interleaved, matmul_rate
+from tsla.bench.timing import Timing, interleaved
+from tsla.bench.writing import as_csv, make_room, told, using
 from tsla.ops import taylor_crossover
 from tsla.ops.measured import Measured, Table, forget, merged, read_tables, render, table_file, this_machine
 from tsla.training.run_dir import write_text
@@ -47,11 +44,11 @@ def bench_crossover(options: CrossoverOptions, console: Console) -> int:
         ValueError: a form that does not compute what it should.
         OSError: folders that cannot be written.
     """
-    _make_room(options)
-    with _threads(options.threads):
+    times = options.out / "times.csv"
+    make_room(options.out, "crossover", "heads", others=[times, *([table_file()] if options.write else [])])
+    with using(options.threads):
         machine = this_machine()
-        console.print(f"{machine.processor}, torch {machine.torch}, {machine.threads} threads; "
-                      f"torch's matmul: {matmul_rate() / 1e9:.0f} GFLOP/s", highlight=False)  # fmt: skip
+        told(console)
         console.print("SDPA is torch's softmax attention, q, k and v padded to one width (its fast kernel's) untimed",
                       highlight=False)  # fmt: skip
         kinds = list(product(options.d, options.e, options.causal, options.backward))
@@ -101,21 +98,7 @@ def entry_of(found: Found) -> Measured:
 
 def _longest_direct(shape: Shape) -> int:
     """The longest length whose n x n weights, some six of them at once, fit into half of the free memory."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # this system does not tell
-        return 2**20
-    return math.isqrt(free // (2 * 6 * 4 * shape.heads))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return math.isqrt(int(min(free_bytes(), 2**50)) // (2 * 6 * 4 * shape.heads))
 
 
 def _known(console: Console) -> Mapping[Any, Table]:
@@ -125,19 +108,6 @@ def _known(console: Console) -> Mapping[Any, Table]:
     except (ValueError, OSError) as error:
         console.print(f"{table_file()} is replaced: {error}", style="yellow", **PLAIN)
         return {}
-
-
-def _make_room(options: CrossoverOptions) -> None:
-    """Make the folders, and see that nothing stands in the way, before minutes go into what could not be kept."""
-    files = [options.out / f"{name}{end}" for name, end in product(("crossover", "heads"), (".csv", ".png", ".svg"))]
-    files += [options.out / "times.csv", *([table_file()] if options.write else [])]
-    for file in files:
-        for folder in reversed(file.parents):
-            if folder.exists() and not folder.is_dir():
-                raise NotADirectoryError(f"{folder} is in the way of {file}: it is not a folder")
-        if file.is_dir():
-            raise IsADirectoryError(f"{file} is in the way: it is a folder")
-        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 # What is shown and written --------------------------------------------------------------------------------------------
@@ -178,15 +148,6 @@ def _times(found: Found) -> Iterator[dict[str, Any]]:
         for form, t in timed.items():
             yield {**found.shape._asdict(), "length": n, "form": form, "seconds": t.median, "quartile_1": t.low,
                    "quartile_3": t.high, "rounds": t.rounds, "error": found.errors[form]}  # fmt: skip
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one kind, as text."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 def _crossings(rows: Sequence[Mapping[str, Any]], longest: int) -> RichTable:

@@ -27,12 +27,12 @@ def draw_crossover(rows: Sequence[Row], stem: Path) -> None:
                 _lines(axis, sorted((row for row in own if row["e"] == e), key=lambda row: row["d"]), e, hue, aside)
             axis.set_title(f"{DIRECTIONS[causal]}, {PASSES[backward]}")
             axis.set(xscale="log", yscale="log")
-            _ticks(axis.xaxis, sorted({row["d"] for row in rows}))
+            ticks(axis.xaxis, sorted({row["d"] for row in rows}))
             axis.set_xlabel("width d of queries and keys")
         limits = [axis.get_ylim() for axis in axes]
         for axis in axes:
             axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-            _ticks(axis.yaxis, _powers(*axis.get_ylim()))
+            ticks(axis.yaxis, _powers(*axis.get_ylim()))
         axes[0].set_ylabel("length (tokens)")
         _legend(figure, axes[-1], hues)
         save(figure, stem, "")
@@ -103,9 +103,9 @@ def draw_heads(swept: Sequence[Heads], width: int, length: int, stem: Path) -> N
                         axis.fill_between([one.heads for one in own], *quartiles, color=hue, alpha=0.15, linewidth=0)
             axis.set_title(title)
             axis.set(xscale="log", yscale="log")
-            axis.yaxis.set_major_formatter(_plain)
+            axis.yaxis.set_major_formatter(plain)
             axis.yaxis.set_minor_formatter("")
-            _ticks(axis.xaxis, sorted({one.heads for one in swept}))
+            ticks(axis.xaxis, sorted({one.heads for one in swept}))
             axis.set_xlabel("heads")
         axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.03, 1.02),
                         frameon=False, fontsize=8, borderaxespad=0, handlelength=3)  # fmt: skip
@@ -128,16 +128,16 @@ def _panels(count: int, width: float, height: float, *, legend: float) -> tuple[
     return figure, axes
 
 
-def _ticks(axis: Any, ticks: Sequence[int]) -> None:
+def ticks(axis: Any, ticks: Sequence[int]) -> None:
     """Powers of two, or what was measured, as plain numbers."""
     from matplotlib import ticker
 
     axis.set_major_locator(ticker.FixedLocator(list(ticks)))
-    axis.set_major_formatter(_plain)
+    axis.set_major_formatter(plain)
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def _plain(value: float, _place: int | None = None) -> str:
+def plain(value: float, _place: int | None = None) -> str:
     """A tick's number as it is spoken: 0.1, 512, 4096, 1 M."""
     return f"{value / 1e6:g} M" if value >= 1e6 else f"{value:,.10g}" if value >= 1e4 else f"{value:g}"
 

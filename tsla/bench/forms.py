@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from tsla.bench.exact import exponential, of_scores, relative_error, second_order
 from tsla.ops import taylor_attention
 
 TOLERANCE = 1e-3  # largest error, over the largest value, of a form that may be timed
@@ -78,12 +79,11 @@ def errors(shape: Shape, n: int) -> dict[str, float]:
     """
     found = {}
     for name, run in calls(shape, n).items():
-        weigh = torch.exp if name == "sdpa" else _taylor
+        weigh = exponential if name == "sdpa" else second_order
         exact = _exact(shape, n, weigh)
         worst = 0.0
         for got, right in zip(run(), exact, strict=True):
-            got = got[..., : right.shape[-1]].double()
-            worst = max(worst, ((got - right).abs().max() / right.abs().max()).item())
+            worst = max(worst, relative_error(got, right))
         if not worst <= TOLERANCE:
             raise ValueError(f"{name} is off by {worst:.2g} at {shape}, n={n}: nothing is timed")
         found[name] = worst
@@ -92,14 +92,5 @@ def errors(shape: Shape, n: int) -> dict[str, float]:
 
 def _exact(shape: Shape, n: int, weigh: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Output and gradients by the formula, in float64."""
-
-    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        weights = weigh(q @ k.transpose(-1, -2) * shape.d**-0.5)
-        weights = weights.tril() if shape.causal else weights
-        return weights @ v / weights.sum(-1, keepdim=True)
-
-    return run_of(form, [x.double() for x in random_inputs(shape, n)], shape.backward)()
-
-
-def _taylor(scores: Tensor) -> Tensor:
-    return 1 + scores + scores**2 / 2
+    exact, rows = of_scores(weigh, shape.d**-0.5, shape.causal), torch.arange(n)
+    return run_of(lambda q, k, v: exact(q, k, v, rows), [x.double() for x in random_inputs(shape, n)], shape.backward)()

@@ -1,13 +1,14 @@
-"""The options of `tsla bench crossover`, read without torch; all problems are told at once."""
+"""The options of the `tsla bench` commands, read without torch; all problems are told at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tsla.config.options import ConfigError, did_you_mean
 
-LARGEST = {"d": 1024, "e": 4096, "heads": 1024, "threads": 1024, "max_length": 2**20, "width": 2**14, "length": 2**16}
-SHORTEST = 16  # the length that the search begins with
+SHORTEST = 16  # the length that the search of `crossover` begins with
+
+Options = TypeVar("Options", bound=tuple[Any, ...])
 
 
 class CrossoverOptions(NamedTuple):
@@ -32,60 +33,242 @@ class CrossoverOptions(NamedTuple):
     write: bool = True
 
 
+class AttentionOptions(NamedTuple):
+    """What to measure: attention of given queries, keys and values, beside the field's packages.
+
+    d, e: head dims, in pairs: d=16,32 e=64,32 are two shapes; a single one goes with all of the other.
+    heads, kv_heads, batch: kv_heads None is heads.  length, causal, backward: every combination is measured.
+    dtype: of the inputs.  only: implementations; none means all.  compile: lengths at which the peers are measured
+    under `torch.compile` too.  memory: also the memory of a call, in a process of its own.
+    long: length of the longest of ours against ours, 0: without these.  seconds: of rounds, at least, for each table.
+    threads: of torch; None as it is.  out: folder of tables and figures.
+    """
+
+    d: tuple[int, ...] = (16,)
+    e: tuple[int, ...] = (64,)
+    heads: int = 8
+    kv_heads: int | None = None
+    batch: int = 1
+    length: tuple[int, ...] = (1024, 4096)
+    causal: tuple[bool, ...] = (False,)
+    backward: tuple[bool, ...] = (False, True)
+    dtype: str = "float32"
+    only: tuple[str, ...] = ()
+    compile: tuple[int, ...] = (4096,)
+    memory: bool = True
+    long: int = 16384
+    seconds: int = 2
+    threads: int | None = None
+    out: Path = Path("bench")
+
+
+class ModelOptions(NamedTuple):
+    """What to measure: a training step of the same encoder with different mixers.
+
+    dim, depth, heads, head_dim, batch, causal: of every encoder.  length: tokens of a row, one table for each.
+    only, seconds, threads, out: as in `AttentionOptions`.  memory: of a step, in a process of its own.
+    loop: steps of a `fit` that is held against the same steps without Lightning; 0: without it.
+    """
+
+    dim: int = 128
+    depth: int = 4
+    heads: int = 8
+    head_dim: int = 16
+    batch: int = 1
+    length: tuple[int, ...] = (2048, 4096)
+    causal: bool = False
+    only: tuple[str, ...] = ()
+    memory: bool = True
+    loop: int = 10
+    seconds: int = 2
+    threads: int | None = None
+    out: Path = Path("bench")
+
+
+class DecodeOptions(NamedTuple):
+    """What to measure: one more token after a context, ours from its state, softmax from all keys and values.
+
+    width: of a token; a head of values, and of softmax's keys, has width / heads.  d: width of our queries and keys.
+    context: tokens before, one table for each.  batch, only, seconds, threads, out: as in `AttentionOptions`.
+    """
+
+    width: int = 512
+    heads: int = 8
+    d: int = 16
+    batch: int = 1
+    context: tuple[int, ...] = (1024, 4096, 16384, 65536, 102400)
+    only: tuple[str, ...] = ()
+    seconds: int = 1
+    threads: int | None = None
+    out: Path = Path("bench")
+
+
+# How values are read --------------------------------------------------------------------------------------------------
+
+
+class Whole(NamedTuple):
+    """A whole number, or `many` with commas; `missing`: nothing at all is allowed too."""
+
+    low: int
+    high: int
+    many: bool = False
+    missing: bool = False
+    distinct: bool = True
+
+
+class Flag(NamedTuple):
+    """true or false, or `many` with a comma."""
+
+    many: bool = False
+
+
+class Choice(NamedTuple):
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+
+class Words(NamedTuple):
+    """Any words, with commas."""
+
+
+class Folder(NamedTuple):
+    """A path."""
+
+
+Rule = Whole | Flag | Choice | Words | Folder
+
+HEADS, THREADS, WIDTH = Whole(1, 1024), Whole(1, 1024, missing=True), Whole(1, 2**14)
+LENGTHS, SECONDS = Whole(1, 2**20, many=True), Whole(0, 3600)
+COMMON: Mapping[str, Rule] = {
+    "heads": HEADS, "batch": Whole(1, 4096), "only": Words(), "seconds": SECONDS, "threads": THREADS, "out": Folder(),
+    "memory": Flag(),
+}  # fmt: skip
+RULES: Mapping[type[tuple[Any, ...]], Mapping[str, Rule]] = {
+    CrossoverOptions: {
+        **COMMON, "d": Whole(1, 1024, many=True), "e": Whole(1, 4096, many=True), "causal": Flag(many=True),
+        "backward": Flag(many=True), "max_length": Whole(1, 2**20), "width": Whole(0, 2**14),
+        "length": Whole(1, 2**16), "write": Flag(),
+    },
+    AttentionOptions: {
+        **COMMON, "d": Whole(1, 1024, many=True, distinct=False), "e": Whole(1, 4096, many=True, distinct=False),
+        "kv_heads": Whole(1, 1024, missing=True), "length": LENGTHS, "causal": Flag(many=True),
+        "backward": Flag(many=True), "dtype": Choice(("float32", "bfloat16")),
+        "compile": Whole(1, 2**20, many=True, missing=True), "long": Whole(0, 2**20),
+    },
+    ModelOptions: {
+        **COMMON, "dim": WIDTH, "depth": Whole(1, 64), "head_dim": Whole(1, 1024), "length": LENGTHS, "causal": Flag(),
+        "loop": Whole(0, 1000),
+    },
+    DecodeOptions: {**COMMON, "width": WIDTH, "d": Whole(1, 1024), "context": LENGTHS},
+}  # fmt: skip
+
+
 def parse_crossover(arguments: Sequence[str]) -> CrossoverOptions:
     """The options that `key=value` arguments give.
 
     Raises:
         ConfigError: every problem, each naming the value and what is allowed.
     """
+
+    def together(options: CrossoverOptions) -> list[str]:
+        short = options.max_length < 2 * SHORTEST
+        return [f"max_length ({options.max_length}) must be at least {2 * SHORTEST}"] * short
+
+    return _parse("crossover", CrossoverOptions, arguments, together)
+
+
+def parse_attention(arguments: Sequence[str]) -> AttentionOptions:
+    """The same for `tsla bench attention`."""
+
+    def together(options: AttentionOptions) -> list[str]:
+        d, e, problems = options.d, options.e, []
+        if len(d) != len(e) and 1 not in (len(d), len(e)):
+            problems.append(f"d ({len(d)} values) and e ({len(e)}) go in pairs: as many of one as of the other, or one")
+        if options.kv_heads and options.heads % options.kv_heads:
+            problems.append(f"kv_heads ({options.kv_heads}) must divide heads ({options.heads})")
+        if options.long and options.long < 4 * options.heads:
+            problems.append(f"long ({options.long}) must be 0, or at least 4 x heads ({4 * options.heads})")
+        return problems
+
+    return _parse("attention", AttentionOptions, arguments, together)
+
+
+def parse_model(arguments: Sequence[str]) -> ModelOptions:
+    """The same for `tsla bench model`."""
+
+    def together(options: ModelOptions) -> list[str]:
+        return [f"heads ({options.heads}) must divide dim ({options.dim})"] * bool(options.dim % options.heads)
+
+    return _parse("model", ModelOptions, arguments, together)
+
+
+def parse_decode(arguments: Sequence[str]) -> DecodeOptions:
+    """The same for `tsla bench decode`."""
+
+    def together(options: DecodeOptions) -> list[str]:
+        return [f"heads ({options.heads}) must divide width ({options.width})"] * bool(options.width % options.heads)
+
+    return _parse("decode", DecodeOptions, arguments, together)
+
+
+def _parse(
+    name: str, kind: type[Options], arguments: Sequence[str], together: Callable[[Options], list[str]]
+) -> Options:
+    names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
     problems: list[str] = []
     values: dict[str, object] = {}
     for argument in arguments:
         key, sign, text = argument.partition("=")
-        if not sign or key not in CrossoverOptions._fields:
-            known = ", ".join(f"{name}=" for name in CrossoverOptions._fields)
-            problems.append(f"there is no option {key!r}{did_you_mean(key, CrossoverOptions._fields)}: "
-                            f"bench crossover takes {known}")  # fmt: skip
+        if not sign or key not in names:
+            known = ", ".join(f"{each}=" for each in names)
+            problems.append(f"there is no option {key!r}{did_you_mean(key, names)}: bench {name} takes {known}")
         elif key in values:
             problems.append(f"{key} is given twice; several values take commas")
         else:
-            values[key] = _value(key, text, problems)
-    options = CrossoverOptions(**values)  # type: ignore[arg-type]
-    if not problems and options.max_length < 2 * SHORTEST:
-        problems.append(f"max_length ({options.max_length}) must be at least {2 * SHORTEST}")
+            values[key] = _value(key, text, RULES[kind][key], problems)
+    options = kind(**values)
+    problems += together(options) if not problems else []
     if problems:
         raise ConfigError(problems)
     return options
 
 
-def _value(key: str, text: str, problems: list[str]) -> object:
+def _value(key: str, text: str, rule: Rule, problems: list[str]) -> object:
     words = text.split(",")
-    match key:
-        case "d" | "e":
-            return tuple(dict.fromkeys(_whole(key, word, 1, problems) for word in words))
-        case "causal" | "backward":
-            return tuple(dict.fromkeys(_flag(key, word, problems) for word in words))
-        case "write":
-            return _flag(key, text, problems)
-        case "out":
+    match rule:
+        case Whole(many=many, missing=True) if not text:
+            return () if many else None
+        case Whole(many=True, distinct=distinct):
+            numbers = tuple(_whole(key, word, rule, problems) for word in words)
+            return tuple(dict.fromkeys(numbers)) if distinct else numbers
+        case Whole():
+            return _whole(key, text, rule, problems)
+        case Flag(many=True):
+            return tuple(dict.fromkeys(_flag(key, word, rule, problems) for word in words))
+        case Flag():
+            return _flag(key, text, rule, problems)
+        case Choice(choices):
+            if text not in choices:
+                problems.append(f"{key} ({text!r}) must be one of {', '.join(choices)}{did_you_mean(text, choices)}")
+            return text
+        case Words():
+            return tuple(dict.fromkeys(word for word in words if word))
+        case Folder():
             if not text:
-                problems.append("out must name a folder")
+                problems.append(f"{key} must name a folder")
             return Path(text)
-        case "threads" if not text:
-            return None
-        case _:
-            return _whole(key, text, 0 if key == "width" else 1, problems)
 
 
-def _whole(key: str, text: str, low: int, problems: list[str]) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not low <= int(text) <= LARGEST[key]:
-        problems.append(f"{key} ({text!r}) must be a whole number from {low} to {LARGEST[key]}"
-                        + ", or several with commas" * (key in ("d", "e")))  # fmt: skip
+def _whole(key: str, text: str, rule: Whole, problems: list[str]) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not rule.low <= int(text) <= rule.high:
+        problems.append(f"{key} ({text!r}) must be a whole number from {rule.low} to {rule.high}"
+                        + ", or several with commas" * rule.many)  # fmt: skip
         return 1
     return int(text)
 
 
-def _flag(key: str, text: str, problems: list[str]) -> bool:
+def _flag(key: str, text: str, rule: Flag, problems: list[str]) -> bool:
     if text not in ("true", "false"):
-        problems.append(f"{key} ({text!r}) must be true or false" + ", or both with a comma" * (key != "write"))
+        problems.append(f"{key} ({text!r}) must be true or false" + ", or both with a comma" * rule.many)
     return text == "true"

@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 WARM_UP, FEWEST, MOST, SECONDS = 1, 3, 25, 0.2  # rounds before, at least, at most; and time after which to stop
+SIZE = 768  # of the yardstick's matrices
+MATMUL, MATMUL_OPERATIONS = "torch.mm", 2 * SIZE**3
 
 Clock = Callable[[], float]
 
@@ -29,16 +31,24 @@ def interleaved(
     names = list(calls)
     began = clock()
     for turn in range(WARM_UP + MOST):
-        for name in names:
+        for name in order(names, turn):
             start = clock()
             calls[name]()
             end = clock()
             if turn >= WARM_UP:
                 times[name].append(end - start)
-        names.append(names.pop(0))  # none always follows the same one, whose caches it finds
         if turn + 1 >= WARM_UP + FEWEST and clock() - began > seconds:
             break
     return {name: timing(own) for name, own in times.items()}
+
+
+def order(names: Sequence[str], turn: int) -> list[str]:
+    """The names in the order of a round, a Williams design: none follows the same one all the time.
+
+    What comes after a large product of matrices finds its own inputs gone from the caches, for one.
+    """
+    zigzag = [(place + 1) // 2 * (-1) ** (place + 1) for place in range(len(names))]  # 0, 1, -1, 2, -2 ...
+    return [names[(step + turn) % len(names)] for step in zigzag]
 
 
 def timing(times: list[float]) -> Timing:
@@ -47,8 +57,12 @@ def timing(times: list[float]) -> Timing:
     return Timing(middle, low, high, len(times))
 
 
-def matmul_rate(size: int = 768) -> float:
-    """Operations per second of torch's own product of two float32 matrices: what the machine can do."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    found = interleaved({"matmul": lambda: a @ b})["matmul"]
-    return 2 * size**3 / found.median
+def matmul() -> Callable[[], object]:
+    """torch's own product of two float32 matrices: what the machine can do, to time beside others."""
+    a, b = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+    return lambda: torch.mm(a, b)
+
+
+def matmul_rate() -> float:
+    """Operations per second of that product."""
+    return MATMUL_OPERATIONS / interleaved({MATMUL: matmul()})[MATMUL].median
