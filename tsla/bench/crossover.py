@@ -17,7 +17,7 @@ from tsla.bench.options import SHORTEST, CrossoverOptions
 from tsla.bench.search import Crossing, crossing, lengths_between, settled
 from tsla.bench.timing import Timing, interleaved
 from tsla.bench.writing import as_csv, make_room, told, using
-from tsla.ops import taylor_crossover
+from tsla.ops import native, taylor_crossover
 from tsla.ops.measured import Measured, Table, forget, merged, read_tables, render, table_file, this_machine
 from tsla.training.run_dir import write_text
 from tsla.training.terminal import PLAIN
@@ -49,6 +49,8 @@ def bench_crossover(options: CrossoverOptions, console: Console) -> int:
     with using(options.threads):
         machine = this_machine()
         told(console)
+        kernels = "compiled kernels" if native.ready() else "torch: there are no compiled kernels"
+        console.print(f"both forms of Taylor attention by {kernels}", highlight=False)
         console.print("SDPA is torch's softmax attention, q, k and v padded to one width (its fast kernel's) untimed",
                       highlight=False)  # fmt: skip
         kinds = list(product(options.d, options.e, options.causal, options.backward))
@@ -61,8 +63,12 @@ def bench_crossover(options: CrossoverOptions, console: Console) -> int:
             swept = sweep(options.width, options.length, options.causal[0], options.backward) if options.width else []
     _report(found, swept, options, console)
     if options.write:
-        entries = tuple(entry_of(one) for one in found)
-        write_text(table_file(), render(merged(_known(console), machine, Table(f"{date.today()}", entries))))
+        tables = _known(console)
+        for compiled in {one.shape.compiled for one in found}:
+            entries = tuple(entry_of(one) for one in found if one.shape.compiled == compiled)
+            own = machine._replace(native=compiled)
+            tables = merged(tables, own, Table(f"{date.today()}", entries))
+        write_text(table_file(), render(tables))
         forget()
         console.print(f"impl=auto goes by {table_file()}", **PLAIN)
     return 0

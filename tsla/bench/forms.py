@@ -4,14 +4,15 @@ SDPA's fast kernel wants one width, so the narrower of q, k and of v are padded 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tsla.bench.exact import exponential, of_scores, relative_error, second_order
-from tsla.ops import taylor_attention
+from tsla.ops import native, taylor_attention
 
 TOLERANCE = 1e-3  # largest error, over the largest value, of a form that may be timed
 
@@ -28,13 +29,20 @@ class Shape(NamedTuple):
     backward: bool
 
 
-def forms(shape: Shape) -> dict[str, Form]:
-    """Each form as a function of q, k, v ``(1, h, n, d or e)``."""
+    @property
+    def compiled(self) -> bool:
+        """Whether `auto` takes the compiled kernels for it, else torch."""
+        return native.fits(self.d, 2) and native.ready()
 
-    def taylor(impl: str) -> Form:
-        return lambda q, k, v: taylor_attention(
-            q, k, v, causal=shape.causal, return_state=False, impl=impl
-        ).output  # fmt: skip
+
+def forms(shape: Shape) -> dict[str, Form]:
+    """Each form as a function of q, k, v ``(1, h, n, d or e)``; Taylor's two are those that `auto` chooses from."""
+
+    def taylor(form: str) -> Form:
+        choice: dict[str, Any] = {"impl": form}
+        if shape.compiled:
+            choice = {"impl": "native", "crossover": inf if form == "direct" else 0.0}
+        return lambda q, k, v: taylor_attention(q, k, v, causal=shape.causal, return_state=False, **choice).output
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=shape.causal, scale=shape.d**-0.5)

@@ -104,7 +104,10 @@ def auto_crossover(
     found = None
     if order == 2 and device in ("cpu", "meta"):
         found = measured_crossover(d, max(e, 1), causal=causal, backward=backward, native=native)
-    return taylor_crossover(d, value_dim=e if native else None, order=order) if found is None else found
+    return _counted(d, max(e, 1) if native else d, order) if found is None else found
+
+
+_counted = lru_cache(maxsize=256)(lambda d, e, order: taylor_crossover(d, value_dim=e, order=order))
 
 
 # A compiled graph takes the number as a constant. This is what torch.compiler.assume_constant_result does, which would

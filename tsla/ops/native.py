@@ -28,21 +28,20 @@ def attend(
     if not q.dtype == k.dtype == v.dtype or q.dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()
     kv, z = (None, None) if state is None else (state.kv.float(), state.z.float())
-    with full_precision(q.device):
-        shift = _shift(q, k, key_mask, causal, gates, z, scale) if centered else None
-        direct = short and state is None and not keep_state
-        if gates is not None and not causal:
-            return Attended(_both_ways(q, k, v, polynomial, key_mask, gates, shift, scale, normalize), None)
-        learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, kv, z, shift))
-        keep = keep_state or (learns and not causal and not direct)
-        out, _, kv, z = taylor(
-            q, k, v, mask=key_mask, gates=gates, shift=shift, kv=kv, z=z, scale=scale,
-            coefficients=polynomial.coefficients, causal=causal, direct=direct, normalize=normalize, keep_state=keep,
-        )  # fmt: skip
-        if not keep_state:
-            return Attended(out, None)
-        seen = key_mask.sum(-1) if key_mask is not None else q.new_full((q.shape[0],), k.shape[2], dtype=torch.long)
-        return Attended(out, KernelState(kv, z, seen if state is None else state.length + seen))
+    shift = _shift(q, k, key_mask, causal, gates, z, scale) if centered else None
+    if gates is not None and not causal:
+        return Attended(_both_ways(q, k, v, polynomial, key_mask, gates, shift, scale, normalize), None)
+    direct = short and state is None and not keep_state
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, kv, shift))
+    out, _, kv, z = taylor(
+        q, k, v, mask=key_mask, gates=gates, shift=shift, kv=kv, z=z, scale=scale,
+        coefficients=polynomial.coefficients, causal=causal, direct=direct, normalize=normalize,
+        keep_state=keep_state or (learns and not causal and not direct),
+    )  # fmt: skip
+    if not keep_state:
+        return Attended(out, None)
+    seen = key_mask.sum(-1) if key_mask is not None else q.new_full((q.shape[0],), k.shape[2], dtype=torch.long)
+    return Attended(out, KernelState(kv, z, seen if state is None else state.length + seen))
 
 
 def fits(head_dim: int, order: int) -> bool:
@@ -88,7 +87,7 @@ def _both_ways(
 
     scan = partial(taylor, kv=None, z=None, scale=scale, coefficients=polynomial.coefficients, causal=True,
                    direct=False, normalize=False, keep_state=False)  # fmt: skip
-    q, k, v = q.float(), k.float(), v.float()
+    q, k, v = q.float(), k.float(), v.float()  # their sums are still to be divided
     out, den, *_ = scan(q, k, v, mask=key_mask, gates=gates, shift=shift)
     # From the right, the pair (i, j) must pass the gates i+1 ... j: the flipped gates, one step late.
     late = pad(gates.flip(-1)[..., :-1], (1, 0))
@@ -113,4 +112,5 @@ def _shift(
         k, real = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, real))
     if gates is not None:
         k, real = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, real))
-    return mean_scores(q.unflatten(1, (k.shape[1], -1)), k, real, causal, gates, z, DEFAULT_CHUNK).flatten(1, 2)
+    with full_precision(q.device):
+        return mean_scores(q.unflatten(1, (k.shape[1], -1)), k, real, causal, gates, z, DEFAULT_CHUNK).flatten(1, 2)

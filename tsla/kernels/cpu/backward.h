@@ -21,17 +21,20 @@ struct Backward {
         Rows out = job.rows(c.out, u.b, u.first_query + r, c.e);
         float* own = to.columns;  // the output, until the gradient's columns take its place
         if (c.normalize || c.dsums) out.get(begin, count, to.tokens, 1.0f, nullptr, own, job.e);
-        for (int t = 0; t < to.tokens; t++) {
-            float* g = to.values + t * job.e;
-            dsums[t] = dden && t < count ? dden[begin + t] : 0.0f;
-            if (!c.normalize || t >= count) continue;
-            float inverse = den[t] == 0 ? 0.0f : 1.0f / den[t];
-            vec sum{};
-            for (int i = 0; i < job.e; i += W) {
-                sum += load(g + i) * load(own + t * job.e + i);
-                store(g + i, load(g + i) * inverse);
+        for (int group = 0; group < to.tokens; group += W) {
+            vec rows[W], inverse{};
+            for (int r = 0; r < W; r++) {
+                int t = group + r;
+                float* g = to.values + t * job.e;
+                dsums[t] = dden && t < count ? dden[begin + t] : 0.0f;
+                inverse[r] = !c.normalize || t >= count || den[t] == 0 ? 0.0f : 1.0f / den[t];
+                rows[r] = vec{};
+                for (int i = 0; c.normalize && i < job.e; i += W) {
+                    rows[r] += load(g + i) * load(own + t * job.e + i);
+                    store(g + i, load(g + i) * inverse[r]);
+                }
             }
-            dsums[t] -= total(sum) * inverse;
+            if (c.normalize) store(dsums + group, load(dsums + group) - sum_of_rows(rows) * inverse);
         }
         if (c.dsums) factor_gradient(u, r, begin, count, to, dsums, own);
         turn(to.values, to.tokens, job.e, to.columns);
@@ -111,7 +114,7 @@ struct Backward {
             load_keys(job, u, t, count, w.keys);
             load_values(job, u, t, count, w.keys, true);
             pull(job.keys, w.keys.table, BLOCK, w.keys.columns, nullptr, grads.state.matrix, job.e, grads.z, w.dtable, w.panel);
-            read(job.keys, w.keys.table, BLOCK, grads.state.matrix, job.e, grads.z, w.dv, nullptr, w.panel);
+            read(job.keys, w.keys.table, BLOCK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
             transpose(w.dtable + X * BLOCK, BLOCK, job.wide, BLOCK, w.dx, job.wide);
             put(c.dk, u.index * c.m + t, count, c.d, 1.0f, w.dx, job.wide);
             put(c.dv, u.index * c.m + t, count, c.e, 1.0f, w.dv, job.e);

@@ -23,29 +23,39 @@ struct Weigh {
     // Scores of queries first ... first + STRIP, in place, become weights, and `slopes` (if not null) their derivatives.
     // sums[i] += weights of query i.
     void operator()(int first, int keys, float* scores, float* slopes, int ld, float* sums) const {
-        for (int i = 0; i < STRIP; i++) {
-            vec row{};
-            for (int j = 0; j < keys; j += W) {
-                float* at = scores + i * ld + j;
-                vec s = load(at);
-                if (shift) s -= shift[first + i];
-                vec factor = all(1.0f);
-                if (mask) factor = load(mask + j);
-                if (decay) factor *= exp_negative(-distance(decay[first + i] - load(key_decay + j)));
-                if (causal && j + W > first + i + 1)
-                    for (int l = 0; l < W; l++)
-                        if (j + l > first + i) factor[l] = 0;
-                vec w = (s * (curve * 0.5f) + slope) * s + flat, ds = s * curve + slope;
-                if (mask || decay || causal) w *= factor, ds *= factor;
-                store(at, w);
-                if (slopes) store(slopes + i * ld + j, ds);
-                row += w;
+        for (int group = 0; group < STRIP; group += W) {
+            vec rows[W];
+            for (int r = 0; r < W; r++) {
+                int i = group + r;
+                rows[r] = one_row(first + i, keys, scores + i * ld, slopes ? slopes + i * ld : nullptr);
             }
-            if (sums) sums[first + i] += total(row);
+            if (sums) store(sums + first + group, load(sums + first + group) + sum_of_rows(rows));
         }
     }
 
   private:
+    vec one_row(int query, int keys, float* scores, float* slopes) const {
+        vec sum{};
+        for (int j = 0; j < keys; j += W) {
+            vec s = load(scores + j);
+            if (shift) s -= shift[query];
+            vec w = (s * (curve * 0.5f) + slope) * s + flat, ds = s * curve + slope;
+            if (mask || decay) {
+                vec factor = mask ? load(mask + j) : all(1.0f);
+                if (decay) factor *= exp_negative(-distance(decay[query] - load(key_decay + j)));
+                w *= factor, ds *= factor;
+            }
+            if (causal && j + W > query + 1) {
+                ivec later = lanes() + j > query;
+                w = later ? vec{} : w, ds = later ? vec{} : ds;
+            }
+            store(scores + j, w);
+            if (slopes) store(slopes + j, ds);
+            sum += w;
+        }
+        return sum;
+    }
+
     static vec distance(vec x) { return x < 0.0f ? -x : x; }
 };
 
@@ -80,16 +90,20 @@ inline void direct_backward(const Weigh& weigh, int d, int tokens, int queries, 
         product(STRIP, keys, d, {own_q, q.ld, 1}, k.columns, tokens, scratch, tokens, false);
         weigh(first, keys, scratch, slopes, tokens, nullptr);
         product(STRIP, keys, v.ld, {grads, g.ld, 1}, v.columns, tokens, dweights, tokens, false);
-        for (int i = 0; i < STRIP; i++) {
-            vec sum{};
-            for (int j = 0; j < keys; j += W) {
-                float *at = slopes + i * tokens + j, own = dsums[first + i];
-                vec ds = (load(dweights + i * tokens + j) + own) * load(at);
-                store(at, ds);
-                sum += ds;
-                if (dones) store(dones + j, load(dones + j) + load(scratch + i * tokens + j) * own);
+        for (int group = 0; group < STRIP; group += W) {
+            vec rows[W];
+            for (int r = 0; r < W; r++) {
+                long row = (group + r) * tokens;
+                float own = dsums[first + group + r];
+                rows[r] = vec{};
+                for (int j = 0; j < keys; j += W) {
+                    vec ds = (load(dweights + row + j) + own) * load(slopes + row + j);
+                    store(slopes + row + j, ds);
+                    rows[r] += ds;
+                    if (dones) store(dones + j, load(dones + j) + load(scratch + row + j) * own);
+                }
             }
-            if (dshift) dshift[first + i] -= total(sum);
+            if (dshift) store(dshift + first + group, load(dshift + first + group) - sum_of_rows(rows));
         }
         product(STRIP, q.ld, keys, {slopes, tokens, 1}, k.rows, k.ld, dq + first * q.ld, q.ld, true);
         product(keys, k.ld, STRIP, {slopes, 1, tokens}, own_q, q.ld, dk, k.ld, true);

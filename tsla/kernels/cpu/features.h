@@ -61,14 +61,7 @@ inline void reduce(const float* norm, int features, float* sums) {
     for (int p = 0; p < features; p += W) {
         vec x[W];
         for (int i = 0; i < W; i++) x[i] = load(norm + (p + i) * W);
-        store(sums + p, sum_lanes<W / 2>(x, std::make_index_sequence<W>{}));
-    }
-}
-
-inline void expand(const Map& map, const float* table, int tokens, int first, int count, float* out) {
-    for (int p = first; p < first + count; p++, out += tokens) {
-        const float *a = table + map.left[p] * tokens, *b = table + map.right[p] * tokens;
-        for (int t = 0; t < tokens; t += W) store(out + t, load(a + t) * load(b + t));
+        store(sums + p, sum_of_rows(x));
     }
 }
 
@@ -77,18 +70,19 @@ inline void accumulate(const Map& map, const float* table, int tokens, const flo
                        State state, float* panel) {
     for (int first = 0; first < map.count; first += PANEL) {
         int count = std::min(PANEL, map.count - first);
-        expand(map, table, tokens, first, count, panel);
-        product(count, state.ld, tokens, {panel, tokens, 1}, values, state.ld, state.matrix + first * state.ld, state.ld,
-                true);
         for (int p = 0; p < count; p++) {
+            const float *a = table + map.left[first + p] * tokens, *b = table + map.right[first + p] * tokens;
+            float* norm = state.norm + (first + p) * W;
             vec sum{};
             for (int t = 0; t < tokens; t += W) {
-                vec feature = load(panel + p * tokens + t);
+                vec feature = load(a + t) * load(b + t);
+                store(panel + p * tokens + t, feature);
                 sum += weight ? feature * load(weight + t) : feature;
             }
-            float* norm = state.norm + (first + p) * W;
             store(norm, load(norm) + sum);
         }
+        product(count, state.ld, tokens, {panel, tokens, 1}, values, state.ld, state.matrix + first * state.ld, state.ld,
+                true);
     }
 }
 
@@ -97,14 +91,16 @@ inline void read(const Map& map, const float* table, int tokens, const float* ma
                  float* out, float* sums, float* panel) {
     for (int first = 0; first < map.count; first += PANEL) {
         int count = std::min(PANEL, map.count - first);
-        expand(map, table, tokens, first, count, panel);
-        product(tokens, ld, count, {panel, 1, tokens}, matrix + first * ld, ld, out, ld, first > 0);
-        if (!sums) continue;
         for (int t = 0; t < tokens; t += W) {
-            vec sum{};
-            for (int p = 0; p < count; p++) sum += load(panel + p * tokens + t) * norm[first + p];
-            store(sums + t, first ? load(sums + t) + sum : sum);
+            vec sum = first ? load(sums + t) : vec{};
+            for (int p = 0; p < count; p++) {
+                vec feature = load(table + map.left[first + p] * tokens + t) * load(table + map.right[first + p] * tokens + t);
+                store(panel + p * tokens + t, feature);
+                sum += feature * norm[first + p];
+            }
+            store(sums + t, sum);
         }
+        product(tokens, ld, count, {panel, 1, tokens}, matrix + first * ld, ld, out, ld, first > 0);
     }
 }
 

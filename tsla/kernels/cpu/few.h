@@ -19,12 +19,6 @@ inline void token_features(const float* x, int d, float flat, float slope, float
     }
 }
 
-inline vec load_some(const float* p, int count) {
-    vec x{};
-    std::memcpy(&x, p, count * sizeof(float));
-    return x;
-}
-
 struct Few {
     const Job& job;
     const Call& c = job.c;

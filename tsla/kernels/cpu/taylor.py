@@ -50,7 +50,7 @@ def taylor(
     if torch.compiler.is_compiling() or type(q) not in (Tensor, Parameter):  # seen through by torch's own tools
         out: Results = torch.ops.tsla.taylor.default(*arguments)
         return out
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gates, shift, kv, z)):
         out = _Taylor.apply(*arguments)  # an operator of torch.library would take some 100 microseconds more
         return out
     return _forward(*arguments)

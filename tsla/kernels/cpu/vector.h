@@ -1,5 +1,6 @@
 // Vectors as wide as the compiler was asked for (AVX-512: 16 floats, AVX2: 8, else 4), and what moves tokens into them.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -18,6 +19,8 @@ constexpr int W = 4, REGISTERS = 16;
 
 using vec = float __attribute__((vector_size(4 * W)));
 using ivec = int32_t __attribute__((vector_size(4 * W)));
+using uvec = uint32_t __attribute__((vector_size(4 * W)));
+using hvec = uint16_t __attribute__((vector_size(2 * W)));
 
 inline vec load(const float* p) {
     vec x;
@@ -29,10 +32,17 @@ inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 
 inline vec all(float x) { return x - vec{}; }  // minus 0 changes no number, so this is a broadcast and nothing else
 
-inline float total(vec x) {
-    float sum = 0;
-    for (int i = 0; i < W; i++) sum += x[i];
-    return sum;
+inline vec load_some(const float* p, int count) {
+    vec x{};
+    std::memcpy(&x, p, count * sizeof(float));
+    return x;
+}
+
+// 0, 1, 2 ... W - 1.
+inline ivec lanes() {
+    ivec x;
+    for (int i = 0; i < W; i++) x[i] = i;
+    return x;
 }
 
 constexpr int padded(int width) { return (width + W - 1) / W * W; }
@@ -70,7 +80,6 @@ inline void swap_blocks(vec* x, std::index_sequence<L...>) {
     if constexpr (H > 1) swap_blocks<H / 2>(x, std::index_sequence<L...>{});
 }
 
-// The sums over the lanes of W vectors, as one vector; x is used up.
 template <int H, std::size_t... L>
 inline vec sum_lanes(vec* x, std::index_sequence<L...>) {
     for (int i = 0; i < H; i++)
@@ -79,6 +88,9 @@ inline vec sum_lanes(vec* x, std::index_sequence<L...>) {
     if constexpr (H > 1) return sum_lanes<H / 2>(x, std::index_sequence<L...>{});
     return x[0];
 }
+
+// The sums over the lanes of W vectors, which are used up, as one vector.
+inline vec sum_of_rows(vec* x) { return sum_lanes<W / 2>(x, std::make_index_sequence<W>{}); }
 
 // to (columns x ld_to) = from (rows x ld_from) transposed; rows and columns are multiples of W.
 inline void transpose(const float* from, int ld_from, int rows, int columns, float* to, int ld_to) {
@@ -91,18 +103,31 @@ inline void transpose(const float* from, int ld_from, int rows, int columns, flo
         }
 }
 
-inline float from_bf16(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
+// One vector of the first `count` elements at p, float or bfloat16, and back; zeros fill the rest.
+inline vec load_as(const char* p, bool half, int count) {
+    if (!half) return count == W ? load(reinterpret_cast<const float*>(p)) : load_some(reinterpret_cast<const float*>(p), count);
+    hvec bits{};
+    if (count == W) std::memcpy(&bits, p, sizeof bits);
+    else std::memcpy(&bits, p, 2 * count);
+    uvec wide = __builtin_convertvector(bits, uvec) << 16;
+    vec x;
+    std::memcpy(&x, &wide, sizeof x);
+    return x;
 }
 
-inline uint16_t to_bf16(float x) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);  // NaN stays NaN
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+inline void store_as(char* p, bool half, int count, vec x) {
+    if (!half) {
+        if (count == W) store(reinterpret_cast<float*>(p), x);
+        else std::memcpy(p, &x, 4 * count);
+        return;
+    }
+    uvec bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    uvec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, ties to even
+    uvec nan = bits >> 16 | 0x40;                             // which stays one
+    hvec out = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, hvec);
+    if (count == W) std::memcpy(p, &out, sizeof out);
+    else std::memcpy(p, &out, 2 * count);
 }
 
 // Rows of a tensor in memory, float or bfloat16, `stride` elements apart.
@@ -112,9 +137,10 @@ struct Rows {
     int width;
     bool half;
 
-    char* row(int64_t t) const { return data + t * stride * (half ? 2 : 4); }
+    int size() const { return half ? 2 : 4; }
+    char* row(int64_t t) const { return data + t * stride * size(); }
 
-    // Rows begin ... begin + count, times `scale`, as `tokens` rows of `ld` floats; zeros fill what is beyond them, and
+    // Rows begin ... begin + count, times `scale`, as `tokens` rows of `ld` floats, the width rounded up; zeros fill what is beyond them, and
     // rows whose `mask` is 0.
     void get(int64_t begin, int count, int tokens, float scale, const uint8_t* mask, float* to, int ld) const {
         for (int t = 0; t < tokens; t++, to += ld) {
@@ -122,28 +148,17 @@ struct Rows {
                 std::memset(to, 0, 4 * ld);
                 continue;
             }
-            if (half) {
-                const uint16_t* from = reinterpret_cast<const uint16_t*>(row(begin + t));
-                for (int i = 0; i < width; i++) to[i] = from_bf16(from[i]) * scale;
-            } else {
-                const float* from = reinterpret_cast<const float*>(row(begin + t));
-                for (int i = 0; i < width; i++) to[i] = from[i] * scale;
-            }
-            for (int i = width; i < ld; i++) to[i] = 0;
+            const char* from = row(begin + t);
+            for (int i = 0; i < ld; i += W)
+                store(to + i, load_as(from + i * size(), half, std::min(W, width - i)) * scale);
         }
     }
 
     // The other way: `count` rows of `ld` floats, times `scale`, to rows begin ... of the tensor.
     void put(int64_t begin, int count, float scale, const float* from, int ld) const {
-        for (int t = 0; t < count; t++, from += ld) {
-            if (half) {
-                uint16_t* to = reinterpret_cast<uint16_t*>(row(begin + t));
-                for (int i = 0; i < width; i++) to[i] = to_bf16(from[i] * scale);
-            } else {
-                float* to = reinterpret_cast<float*>(row(begin + t));
-                for (int i = 0; i < width; i++) to[i] = from[i] * scale;
-            }
-        }
+        for (int t = 0; t < count; t++, from += ld)
+            for (int i = 0; i < width; i += W)
+                store_as(row(begin + t) + i * size(), half, std::min(W, width - i), load(from + i) * scale);
     }
 };
 
