@@ -31,7 +31,8 @@ def measure(length: float) -> None:
     """As if `tsla bench crossover` had found this for training with heads of width 8, and 50 more if causal."""
     lengths = {False: length, True: length + 50}
     entries = tuple(Measured(8, 8, 8, causal, True, int(n) - 5, int(n) + 5, n) for causal, n in lengths.items())
-    table_file().write_text(render({measured.this_machine(): Table("2026-11-22", entries)}))
+    tables = {measured.this_machine(native=compiled): Table("2026-11-22", entries) for compiled in (False, True)}
+    table_file().write_text(render(tables))
     measured.forget()
 
 
@@ -104,7 +105,7 @@ def test_frozen_and_asked():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["mixer.crossover=5", "mixer.impl=direct"], "mixer.crossover (5) needs mixer.impl=auto, got direct"),
+        (["mixer.crossover=5", "mixer.impl=direct"], "mixer.crossover (5) needs mixer.impl=auto or native, got direct"),
         (["mixer.crossover=-1"], "mixer.crossover (-1.0) must be at least 0"),
         (["mixer.crossover=inf"], "mixer.crossover (inf) must be finite"),
         (["frozen=[mixer.crossover]"], "frozen (mixer.crossover) needs a number at mixer.crossover"),

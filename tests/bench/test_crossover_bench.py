@@ -15,6 +15,7 @@ from tsla.bench.forms import Shape, calls, errors
 from tsla.bench.options import CrossoverOptions, parse_crossover
 from tsla.bench.timing import Timing
 from tsla.config import ConfigError
+from tsla.ops import native
 from tsla.ops.measured import forget, measured_crossover, read_tables, table_file, this_machine
 
 TINY = ("d=4", "e=4,8", "heads=2", "causal=true", "max_length=64", "width=8", "length=32", "out=o")
@@ -62,9 +63,18 @@ def test_the_command(tmp_path, capsys):
         assert (tmp_path / "o" / name).stat().st_size > 5000
     assert list((tmp_path / "o").glob("*.part")) == []
     (table,) = read_tables(table_file()).values()
-    assert len(table.entries) == 4 and list(read_tables(table_file())) == [this_machine()]
-    assert measured_crossover(4, 8, causal=True, backward=True) is not None
-    assert measured_crossover(4, 8, causal=False, backward=True) is None
+    assert len(table.entries) == 4 and list(read_tables(table_file())) == [this_machine(native=native.ready())]
+    assert measured_crossover(4, 8, causal=True, backward=True, native=native.ready()) is not None
+    assert measured_crossover(4, 8, causal=False, backward=True, native=native.ready()) is None
+
+
+def test_what_the_kernels_do_not_do_is_measured_in_torch_and_kept_apart(monkeypatch):
+    monkeypatch.setattr(native, "WIDEST", 4)
+    assert cli.main(command("d=4,5", "e=4", "backward=false", "width=0")) == 0
+    kept = {
+        machine.native: [entry.d for entry in table.entries] for machine, table in read_tables(table_file()).items()
+    }
+    assert kept == ({True: [4], False: [5]} if native.ready() else {False: [4, 5]})
 
 
 def test_nothing_is_kept_if_it_is_not_wanted_or_killed(tmp_path, monkeypatch, capsys):

@@ -41,16 +41,18 @@ def test_direct_form_is_one_graph(decayed, causal):
 
 
 @pytest.mark.parametrize(("crossover", "table"), [(None, False), (None, True), (30.0, False)])
-def test_auto_that_takes_the_direct_form_is_one_graph(crossover, table, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["native", "torch"])
+def test_auto_that_takes_the_direct_form_is_one_graph(crossover, table, dtype, tmp_path, monkeypatch):
     """The table is read while the graph is made, and leaves a number in it."""
     monkeypatch.setenv("TSLA_CACHE", str(tmp_path))
     if table:
         entries = (measured.Measured(3, 5, 4, False, True, 50, 70, 60.0),)
-        text = measured.render({measured.this_machine(): measured.Table("2026-11-22", entries)})
+        found = measured.Table("2026-11-22", entries)
+        text = measured.render({measured.this_machine(native=native): found for native in (False, True)})
         measured.table_file().write_text(text)
     measured.forget()
     n = 50 if table else 6  # by counts the linear form begins at 9
-    x = qkv(n=n, dtype=torch.float32)
+    x = qkv(n=n, dtype=dtype)
     same_when_compiled(lambda **x: taylor_attention(**x, crossover=crossover).output, x, fullgraph=True)
     measured.forget()
 

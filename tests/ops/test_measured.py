@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -58,10 +59,21 @@ def test_a_measured_shape():
     assert auto(order=4) == taylor_crossover(8, order=4) and auto(device="cuda") == taylor_crossover(8)
 
 
-@pytest.mark.parametrize("other", [{"torch": "1.0"}, {"threads": 77}, {"processor": "another"}])
+@pytest.mark.parametrize("other", [{"torch": "1.0"}, {"threads": 77}, {"processor": "another"}, {"native": True}])
 def test_another_machine_is_not_this_one(other):
     write(entry(), **other)
     assert auto() == taylor_crossover(8)
+
+
+def test_compiled_kernels_have_their_own_numbers():
+    """Without a table they go by operations with the true width of values."""
+    kernels = partial(auto_crossover, order=2, causal=False, backward=False, device="cpu", native=True)
+    assert kernels(8, 8) == taylor_crossover(8)
+    assert kernels(8, 32) == taylor_crossover(8, value_dim=32) != taylor_crossover(8)
+    write(entry())
+    assert kernels(8, 8) == taylor_crossover(8)
+    write(entry(length=70.0), native=True)
+    assert kernels(8, 8) == pytest.approx(70) and auto() == taylor_crossover(8)
 
 
 def test_threads_are_those_of_the_moment():
@@ -113,9 +125,9 @@ def test_auto_goes_by_the_table_and_by_what_it_is_given(monkeypatch):
 @pytest.mark.parametrize("layer", [TaylorAttention, TaylorShiftAttention])
 def test_mixers_hand_their_crossover_on(monkeypatch, layer):
     for crossover, form in ((9, "direct"), (7, "linear")):
-        made = layer(16, heads=2, head_dim=8, crossover=crossover)
-        assert chosen(monkeypatch, made, torch.randn(1, 8, 16)) == form
-    with pytest.raises(ValueError, match=r"^crossover \(9\) needs impl='auto', got 'linear'$"):
+        made = layer(16, heads=2, head_dim=8, crossover=crossover).double()
+        assert chosen(monkeypatch, made, torch.randn(1, 8, 16, dtype=torch.float64)) == form
+    with pytest.raises(ValueError, match=r"^crossover \(9\) needs impl='auto' or 'native', got 'linear'$"):
         layer(16, heads=2, crossover=9, impl="linear")
 
 
@@ -127,7 +139,7 @@ def test_a_crossover_that_is_no_length(wrong):
 
 # The file -------------------------------------------------------------------------------------------------------------
 
-A, B = Machine("2.13.0", 1, "x"), Machine("2.13.0", 2, "x")
+A, B = Machine("2.13.0", 1, "x", False), Machine("2.13.0", 2, "x", True)
 
 
 def test_tables_come_back_and_are_merged():
@@ -147,9 +159,9 @@ def changed(**values):
 
 HOSTILE = {
     "empty": b"", "cut": render({A: Table("x", (entry(),))})[:-20].encode(), "binary": b"\xff\xfe\x00" * 9,
-    "deep": b"[" * 100_000, "list": b"[]", "null": b"null", "other": b'{"format": 1}', "large": b" " * (2**20 + 1),
-    "format": b'{"format": 2, "tables": []}', "true": b'{"format": true, "tables": []}',
-    "tables": b'{"format": 1, "tables": {}}', "table": b'{"format": 1, "tables": [1]}',
+    "deep": b"[" * 100_000, "list": b"[]", "null": b"null", "other": b'{"format": 2}', "large": b" " * (2**20 + 1),
+    "format": b'{"format": 1, "tables": []}', "true": b'{"format": true, "tables": []}',
+    "tables": b'{"format": 2, "tables": {}}', "table": b'{"format": 2, "tables": [1]}',
     "digits": b'{"format": ' + b"9" * 5000 + b', "tables": []}',
     **{
         f"{key} {value}": changed(**{key: value}).encode()

@@ -28,7 +28,6 @@ class Shape(NamedTuple):
     causal: bool
     backward: bool
 
-
     @property
     def compiled(self) -> bool:
         """Whether `auto` takes the compiled kernels for it, else torch."""

@@ -21,7 +21,7 @@ from tsla.ops.attention import FORMS
 
 WINDOW = 128  # of local-attention
 COMPILED = "+compile"  # ends the names of what runs under torch.compile
-OURS = tuple(form for form in FORMS if form != "triton")
+OURS = tuple(form for form in FORMS if form not in ("native", "triton"))  # auto is these where they can be
 
 
 def implementations() -> dict[str, Implementation]:

@@ -23,6 +23,7 @@ int tsla_forward(const tsla::Call* call) {
 int tsla_backward(const tsla::Call* call) {
     try {
         tsla::Job job(*call);
+        job.pairs = false;  // gradients are sums of differences, for which bfloat16 is too coarse
         tsla::Backward{job}.run();
         return 0;
     } catch (const std::bad_alloc&) {

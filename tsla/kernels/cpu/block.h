@@ -16,9 +16,17 @@ namespace tsla {
 constexpr int BLOCK = 96;   // tokens at a time: their values and a panel of features fit the first cache
 constexpr int CHUNK = 48;   // of causal attention, which is direct inside a chunk
 
+#ifdef __AVX512BF16__
+constexpr bool has_pairs = true;
+#else
+constexpr bool has_pairs = false;
+#endif
+
 // Memory of one thread, kept between calls: what is taken is given back all at once.
 class Scratch {
   public:
+    uint32_t* take_pairs(size_t count) { return reinterpret_cast<uint32_t*>(take(count)); }
+
     float* take(size_t count) {
         count = (count + 15) / 16 * 16;
         if (used + count > size) grow(count);
@@ -74,9 +82,11 @@ struct Job {
     const Call& c;
     Map keys, queries;
     int d, e, wide, f;  // padded widths of q, k and of v; features
+    bool pairs;         // whether sums are of products of bfloat16
 
     explicit Job(const Call& c)
-        : c(c), keys(c.d, 1.0f), queries(c.d, c.curve), d(c.d), e(padded(c.e)), wide(padded(c.d)), f(feature_count(c.d)) {}
+        : c(c), keys(c.d, 1.0f), queries(c.d, c.curve), d(c.d), e(padded(c.e)), wide(padded(c.d)), f(feature_count(c.d)),
+          pairs(has_pairs && c.q.half && c.k.half && c.v.half && !c.gates) {}
 
     int64_t units() const { return c.b * c.s; }
 
@@ -191,8 +201,11 @@ inline void finish(const Job& job, const Unit& u, int64_t r, int64_t begin, int 
     std::copy_n(den, count, c.den + job.query(u, r) * c.n + begin);
     if (c.normalize)
         for (int t = 0; t < count; t++) {
-            float inverse = den[t] == 0 ? 1.0f : 1.0f / den[t];  // 0 if no key is seen: then out is 0 too
-            for (int i = 0; i < job.e; i += W) store(out + t * job.e + i, load(out + t * job.e + i) * inverse);
+            float own = den[t] == 0 ? 1.0f : den[t], inverse = 1.0f / own;  // 0 if no key is seen: then out is 0 too
+            for (int i = 0; i < job.e; i += W) {
+                vec sum = load(out + t * job.e + i), quotient = sum * inverse;
+                store(out + t * job.e + i, quotient + (sum - quotient * own) * inverse);  // as exact as a division
+            }
         }
     job.rows(c.out, u.b, u.first_query + r, c.e).put(begin, count, 1.0f, out, job.e);
 }

@@ -104,6 +104,51 @@ inline void read(const Map& map, const float* table, int tokens, const float* ma
     }
 }
 
+#ifdef __AVX512BF16__
+// The same with products of bfloat16, for inputs that are no more exact. Sums, and the state, stay float.
+inline void accumulate(const Map& map, const float* table, int tokens, const uint32_t* values, State state,
+                       uint32_t* panel) {
+    for (int first = 0; first < map.count; first += PANEL) {
+        int count = std::min(PANEL, map.count - first);
+        for (int p = 0; p < count; p++) {
+            const float *a = table + map.left[first + p] * tokens, *b = table + map.right[first + p] * tokens;
+            float* norm = state.norm + (first + p) * W;
+            vec sum{};
+            for (int t = 0; t < tokens; t += W) {
+                vec feature = load(a + t) * load(b + t);
+                __m256bh half = _mm512_cvtneps_pbh((__m512)feature);
+                std::memcpy(panel + (p * tokens + t) / 2, &half, sizeof half);
+                sum += feature;
+            }
+            store(norm, load(norm) + sum);
+        }
+        product<Pairs>(count, state.ld, tokens / 2, {panel, tokens / 2, 1}, values, state.ld,
+                       state.matrix + first * state.ld, state.ld, true);
+    }
+}
+
+inline void read(const Map& map, const float* table, int tokens, const uint32_t* matrix, int ld, const float* norm,
+                 float* out, float* sums, uint32_t* panel) {
+    for (int first = 0; first < map.count; first += PANEL) {
+        int count = std::min(PANEL, map.count - first);
+        for (int t = 0; t < tokens; t += W) {
+            vec sum = first ? load(sums + t) : vec{};
+            for (int p = 0; p < count; p += 2) {
+                vec pair[2] = {};
+                for (int i = 0; i < std::min(2, count - p); i++) {
+                    int at = first + p + i;
+                    pair[i] = load(table + map.left[at] * tokens + t) * load(table + map.right[at] * tokens + t);
+                    sum += pair[i] * norm[at];
+                }
+                store_pairs(panel + p / 2 * tokens + t, pair[0], pair[1]);
+            }
+            store(sums + t, sum);
+        }
+        product<Pairs>(tokens, ld, (count + 1) / 2, {panel, 1, tokens}, matrix + first / 2 * ld, ld, out, ld, first > 0);
+    }
+}
+#endif
+
 // Gradient of the table's rows, into `dtable` (zeroed here), of sum_t values_t . (matrix^T features_t) + weight_t (norm .
 // features_t), with the values (ld x tokens) transposed and weight null for 1.  panel: PANEL x tokens.
 inline void pull(const Map& map, const float* table, int tokens, const float* values, const float* weight,

@@ -23,7 +23,7 @@ struct Few {
     const Job& job;
     const Call& c = job.c;
 
-    static bool fits(const Call& c) { return c.causal && !c.direct && c.n <= FEW && c.kv1; }
+    static bool fits(const Call& c) { return c.causal && !c.direct && c.n <= FEW && c.kv0 && c.kv1; }
 
     // New tokens of one state: their features, values, and by how much the state decays before each.
     struct New {

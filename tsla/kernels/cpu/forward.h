@@ -7,11 +7,13 @@ namespace tsla {
 // A state in scratch memory, with rows padded to whole vectors.
 struct Sums {
     State state;
-    float* z;  // norm summed up, once `settle` was called
+    float* z;         // norm summed up, once `settle` was called
+    uint32_t* pairs;  // and the matrix as pairs of bfloat16, where they are multiplied
     int f;
 
     Sums(const Job& job, Scratch& scratch)
-        : state{scratch.take(job.f * job.e), job.e, scratch.take(padded(job.f) * W)}, z(scratch.take(padded(job.f))), f(job.f) {
+        : state{scratch.take(job.f * job.e), job.e, scratch.take(padded(job.f) * W)}, z(scratch.take(padded(job.f))),
+          pairs(job.pairs ? scratch.take_pairs((job.f + 1) / 2 * job.e) : nullptr), f(job.f) {
         clear();
     }
 
@@ -20,7 +22,12 @@ struct Sums {
         std::fill(state.norm, state.norm + padded(f) * W, 0.0f);
     }
 
-    void settle() { reduce(state.norm, f, z); }
+    void settle() {
+        reduce(state.norm, f, z);
+#ifdef __AVX512BF16__
+        if (pairs) pair_rows(state.matrix, f, state.ld, pairs);
+#endif
+    }
 
     void add(const Job& job, const float* kv, const float* norm) {
         if (!kv) return;
@@ -86,7 +93,27 @@ struct Forward {
             sums.times(gates.keep);
             scale_rows(block.values, block.tokens, job.e, gates.write);
         }
+#ifdef __AVX512BF16__
+        if (sums.pairs) {
+            auto* values = reinterpret_cast<uint32_t*>(block.columns);  // which the forward pass leaves unused
+            pair_rows(block.values, block.tokens, job.e, values);
+            accumulate(job.keys, block.table, block.tokens, values, sums.state, reinterpret_cast<uint32_t*>(panel));
+            return;
+        }
+#endif
         accumulate(job.keys, block.table, block.tokens, block.values, gates.writes(), sums.state, panel);
+    }
+
+    // What queries read of a settled state.
+    void look_up(const Sums& sums, const Block& block, float* out, float* den, float* panel) const {
+#ifdef __AVX512BF16__
+        if (sums.pairs) {
+            read(job.queries, block.table, block.tokens, sums.pairs, job.e, sums.z, out, den,
+                 reinterpret_cast<uint32_t*>(panel));
+            return;
+        }
+#endif
+        read(job.queries, block.table, block.tokens, sums.state.matrix, job.e, sums.z, out, den, panel);
     }
 
     // What the queries of one head read of a settled state: bidirectional attention.
@@ -97,7 +124,7 @@ struct Forward {
         for (int64_t t = range.begin; t < range.end; t += BLOCK) {
             int count = int(std::min<int64_t>(BLOCK, range.end - t));
             load_queries(job, u, r, t, count, block);
-            read(job.queries, block.table, BLOCK, sums.state.matrix, job.e, sums.z, out, den, panel);
+            look_up(sums, block, out, den, panel);
             finish(job, u, r, t, count, out, den);
         }
     }
@@ -159,7 +186,7 @@ struct Forward {
             sums.settle();
             for (int64_t r = 0; r < u.queries; r++) {
                 load_queries(job, u, r, t, count, queries);
-                read(job.queries, queries.table, CHUNK, sums.state.matrix, job.e, sums.z, out, den, panel);
+                look_up(sums, queries, out, den, panel);
                 if (gates.on) {
                     scale_rows(out, CHUNK, job.e, gates.read);
                     for (int i = 0; i < CHUNK; i++) den[i] *= gates.read[i];

@@ -2,29 +2,66 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "vector.h"
 
 namespace tsla {
 
+// What a product multiplies: floats, or pairs of bfloat16 that follow each other in the sum, two steps of it at once.
+struct Floats {
+    using Element = float;
+    using Vector = vec;
+    static Vector get(const float* p) { return load(p); }
+    static Vector spread(float x) { return all(x); }
+    static vec add(vec sum, Vector left, Vector right) { return sum + left * right; }
+};
+
+#ifdef __AVX512BF16__
+struct Pairs {
+    using Element = uint32_t;
+    using Vector = __m512bh;
+    static Vector get(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+    static Vector spread(uint32_t x) { return (__m512bh)_mm512_set1_epi32(int(x)); }
+    static vec add(vec sum, Vector left, Vector right) { return (vec)_mm512_dpbf16_ps((__m512)sum, left, right); }
+};
+
+// The bfloat16 of a in the lower half of each pair, those of b in the upper.
+inline void store_pairs(uint32_t* p, vec a, vec b) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)a));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)b));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+// Rows 2 i and 2 i + 1 of a matrix become row i of pairs; an odd last one is paired with zeros.
+inline void pair_rows(const float* rows, int count, int ld, uint32_t* pairs) {
+    for (int r = 0; r < count; r += 2, pairs += ld)
+        for (int i = 0; i < ld; i += W)
+            store_pairs(pairs + i, load(rows + r * ld + i), r + 1 < count ? load(rows + (r + 1) * ld + i) : vec{});
+}
+#endif
+
 // a(i, k) = a[i * row + k * step]: rows or columns of a matrix in memory, whichever the sum runs along.
+template <class Of>
 struct Left {
-    const float* data;
+    const typename Of::Element* data;
     long row, step;
 };
 
-template <int R, int V>
-void tile(Left a, long depth, const float* b, long ldb, float* c, long ldc, bool add) {
+template <class Of, int R, int V>
+void tile(Left<Of> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
     vec sum[R][V] = {};
     for (long k = 0; k < depth; k++) {
-        vec right[V];
+        typename Of::Vector right[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) right[v] = load(b + k * ldb + v * W);
+        for (int v = 0; v < V; v++) right[v] = Of::get(b + k * ldb + v * W);
 #pragma GCC unroll 24
         for (int r = 0; r < R; r++) {
-            vec left = all(a.data[r * a.row + k * a.step]);
+            typename Of::Vector left = Of::spread(a.data[r * a.row + k * a.step]);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[r][v] += left * right[v];
+            for (int v = 0; v < V; v++) sum[r][v] = Of::add(sum[r][v], left, right[v]);
         }
     }
 #pragma GCC unroll 24
@@ -39,14 +76,14 @@ void tile(Left a, long depth, const float* b, long ldb, float* c, long ldc, bool
 // Rows of a tile of V vectors: its sums, V of the right side and one of the left fill the registers.
 constexpr int most_rows(int vectors) { return (REGISTERS == 32 ? 24 : 12) / vectors; }
 
-template <int V, std::size_t... R>
+template <class Of, int V, std::size_t... R>
 constexpr auto tiles_of(std::index_sequence<R...>) {
-    return std::array{&tile<R + 1, V>...};
+    return std::array{&tile<Of, R + 1, V>...};
 }
 
-template <int V>
-void strip(int rows, Left a, long depth, const float* b, long ldb, float* c, long ldc, bool add) {
-    constexpr auto tiles = tiles_of<V>(std::make_index_sequence<most_rows(V)>{});
+template <class Of, int V>
+void strip(int rows, Left<Of> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
+    constexpr auto tiles = tiles_of<Of, V>(std::make_index_sequence<most_rows(V)>{});
     for (int left = (rows + most_rows(V) - 1) / most_rows(V), done = 0; left > 0; left--) {
         int now = (rows - done + left - 1) / left;  // tiles alike in height
         tiles[now - 1]({a.data + done * a.row, a.row, a.step}, depth, b, ldb, c + done * ldc, ldc, add);
@@ -56,16 +93,18 @@ void strip(int rows, Left a, long depth, const float* b, long ldb, float* c, lon
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns); columns is a multiple of W. What is added is summed up
 // by itself first, so that a long sum is one of sums of blocks.
-inline void product(int rows, int columns, long depth, Left a, const float* b, long ldb, float* c, long ldc, bool add) {
+template <class Of = Floats>
+void product(int rows, int columns, long depth, Left<Of> a, const typename Of::Element* b, long ldb, float* c, long ldc,
+             bool add) {
     for (int left = (columns / W + 3) / 4, done = 0; left > 0; left--) {
         int now = (columns / W - done + left - 1) / left;
-        const float* right = b + done * W;
+        const typename Of::Element* right = b + done * W;
         float* to = c + done * W;
         switch (now) {
-            case 1: strip<1>(rows, a, depth, right, ldb, to, ldc, add); break;
-            case 2: strip<2>(rows, a, depth, right, ldb, to, ldc, add); break;
-            case 3: strip<3>(rows, a, depth, right, ldb, to, ldc, add); break;
-            default: strip<4>(rows, a, depth, right, ldb, to, ldc, add);
+            case 1: strip<Of, 1>(rows, a, depth, right, ldb, to, ldc, add); break;
+            case 2: strip<Of, 2>(rows, a, depth, right, ldb, to, ldc, add); break;
+            case 3: strip<Of, 3>(rows, a, depth, right, ldb, to, ldc, add); break;
+            default: strip<Of, 4>(rows, a, depth, right, ldb, to, ldc, add);
         }
         done += now;
     }

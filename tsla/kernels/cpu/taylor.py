@@ -47,7 +47,8 @@ def taylor(
         keep_state: return the state; the backward pass of bidirectional attention in sums needs it.
     """
     arguments = (q, k, v, mask, gates, shift, kv, z, scale, list(coefficients), causal, direct, normalize, keep_state)
-    if torch.compiler.is_compiling() or type(q) not in (Tensor, Parameter):  # seen through by torch's own tools
+    watched = torch._C._len_torch_dispatch_stack() > 0 or type(q) not in (Tensor, Parameter)
+    if watched or torch.compiler.is_compiling():  # what counts, fakes or traces operators must see one
         out: Results = torch.ops.tsla.taylor.default(*arguments)
         return out
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gates, shift, kv, z)):
