@@ -47,14 +47,18 @@ def taylor(
         keep_state: return the state; the backward pass of bidirectional attention in sums needs it.
     """
     arguments = (q, k, v, mask, gates, shift, kv, z, scale, list(coefficients), causal, direct, normalize, keep_state)
-    watched = torch._C._len_torch_dispatch_stack() > 0 or type(q) not in (Tensor, Parameter)
-    if watched or torch.compiler.is_compiling():  # what counts, fakes or traces operators must see one
+    if torch.compiler.is_compiling() or _watched(q):
         out: Results = torch.ops.tsla.taylor.default(*arguments)
         return out
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gates, shift, kv, z)):
         out = _Taylor.apply(*arguments)  # an operator of torch.library would take some 100 microseconds more
         return out
     return _forward(*arguments)
+
+
+def _watched(q: Tensor) -> bool:
+    """Whether something counts, fakes or traces operators, and so must see one."""
+    return torch._C._len_torch_dispatch_stack() > 0 or type(q) not in (Tensor, Parameter)
 
 
 def _forward(
