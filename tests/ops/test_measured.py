@@ -70,6 +70,7 @@ def test_compiled_kernels_have_their_own_numbers():
     kernels = partial(auto_crossover, order=2, causal=False, backward=False, device="cpu", native=True)
     assert kernels(8, 8) == taylor_crossover(8)
     assert kernels(8, 32) == taylor_crossover(8, value_dim=32) != taylor_crossover(8)
+    assert kernels(8, 32, causal=True) == 2 * kernels(8, 32)  # half of the pairs are left out
     write(entry())
     assert kernels(8, 8) == taylor_crossover(8)
     write(entry(length=70.0), native=True)

@@ -184,11 +184,11 @@ def pass_name(backward: bool) -> str:
 def _heads(swept: Sequence[Heads]) -> RichTable:
     title = f"one layer's attention at width {swept[0].heads * swept[0].d}, {swept[0].length} tokens"
     table = RichTable("heads", "d", "form", "pass", title=title)
-    for heading in ("µs/token", "peak MiB", "state KiB", "operations/token"):
+    for heading in ("µs/token", "peak MiB", "state KiB", "kop/token"):
         table.add_column(heading, justify="right")
     for one in swept:
         table.add_row(
             str(one.heads), str(one.d), one.form, pass_name(one.backward), f"{1e6 * one.seconds / one.length:.2f}",
-            f"{one.peak_bytes / 2**20:.1f}", f"{one.state_bytes / 2**10:.0f}", f"{one.operations:,.0f}",
+            f"{one.peak_bytes / 2**20:.1f}", f"{one.state_bytes / 2**10:.0f}", f"{one.operations / 1e3:,.0f}",
         )  # fmt: skip
     return table

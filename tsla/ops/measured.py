@@ -99,15 +99,20 @@ def auto_crossover(
     """The length from which ``impl="auto"`` takes the linear form: measured here, or by `taylor_crossover`.
 
     Measured are order 2 and the CPU; the meta device, on which costs are counted, stands for it. The compiled kernels'
-    time goes into operations, so that these are counted with the true width of values.
+    time goes into operations, so that these are counted with the true width of values, and the half of the pairs that
+    causal attention leaves out.
     """
     found = None
     if order == 2 and device in ("cpu", "meta"):
         found = measured_crossover(d, max(e, 1), causal=causal, backward=backward, native=native)
-    return _counted(d, max(e, 1) if native else d, order) if found is None else found
+    return _counted(d, e, order, causal, native) if found is None else found
 
 
-_counted = lru_cache(maxsize=256)(lambda d, e, order: taylor_crossover(d, value_dim=e, order=order))
+@lru_cache(maxsize=256)
+def _counted(d: int, e: int, order: int, causal: bool, native: bool) -> float:
+    if not native:
+        return taylor_crossover(d, order=order)
+    return taylor_crossover(d, value_dim=e, order=order) * (2 if causal else 1)
 
 
 # A compiled graph takes the number as a constant. This is what torch.compiler.assume_constant_result does, which would
