@@ -5,6 +5,7 @@
 .PHONY: help quickstart test test-slow bench check format clean
 
 BIN := .venv/bin
+CPP := $(wildcard tsla/kernels/cpu/*.h tsla/kernels/cpu/*.cpp)
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -29,12 +30,14 @@ bench: .venv/.ready-bench  ## speed and memory beside the field's packages: docs
 check: .venv/.ready-dev  ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: .venv/.ready-dev  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove caches; runs/, data/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

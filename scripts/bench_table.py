@@ -74,9 +74,10 @@ def others(folder: Path) -> list[str]:
             ratio = float(softmax[row["context"]]["seconds"]) / float(row["seconds"])
             lines.append(f"- one token after {row['context']}: {1e3 * float(row['seconds']):.3f} ms; SDPA with a cache "
                          f"of keys and values takes {ratio:.2f} times that")  # fmt: skip
-    for row in rows("model", folder):
+    for row in [*rows("model", folder), *rows("model", folder / "batch")]:
         if row["seconds"]:
-            lines.append(f"- a training step with `{row['mixer']}`, {row['length']} tokens: "
+            size = f"{row['batch']} x {row['length']} tokens"
+            lines.append(f"- a training step with `{row['mixer']}`, {size}: "
                          f"{float(row['tokens_per_second']):,.0f} tokens/s")  # fmt: skip
     for row in rows("loop", folder):
         lines.append(f"- our training loop over a bare one: × {float(row['fit']) / float(row['bare']):.2f} tokens/s")

@@ -1,13 +1,17 @@
-// Taylor attention of order 2 on the CPU: the entry points, called from Python by ctypes. No header of torch is needed, so
-// that it compiles in seconds, and works with any version of it.
+// Taylor attention of order 2 on the CPU: the entry points, called from Python by ctypes. No header of torch is needed,
+// so that it compiles in seconds, and works with any version of it.
 #include "backward.h"
 
 extern "C" {
 
 // Grows with every change of `Call`.
-int64_t tsla_abi() { return sizeof(tsla::Call); }
+int64_t tsla_abi() {
+    return sizeof(tsla::Call);
+}
 
-int tsla_vector_width() { return tsla::W; }
+int tsla_vector_width() {
+    return tsla::W;
+}
 
 // 0, or 1 if memory ran out.
 int tsla_forward(const tsla::Call* call) {

@@ -1,8 +1,8 @@
 // The backward pass. Features, weights and states are made again; of the forward pass only its result is needed.
 //
 // With G_i = do_i / D_i and dD_i = -(do_i . o_i) / D_i:  dS = sum_i psi(q_i) [G_i, dD_i];  dpsi_i = S G_i + z dD_i;
-// dphi_j = dS v_j + dz;  dv_j = dS^T phi_j.  Causal, the same holds of the state between chunks, one sweep from the left for
-// S and one from the right for dS; inside a chunk it is the direct form's.
+// dphi_j = dS v_j + dz;  dv_j = dS^T phi_j.  Causal, the same holds of the state between chunks, one sweep from the
+// left for S and one from the right for dS; inside a chunk it is the direct form's.
 #pragma once
 #include "forward.h"
 
@@ -40,8 +40,9 @@ struct Backward {
         turn(to.values, to.tokens, job.e, to.columns);
     }
 
-    // The gradient of a factor of both sums and denominator of each query: N . G + D dD. Where the sums are divided this is
-    // what rounding leaves; with it the gradients of gates are as exact as those of keys and values, which it balances.
+    // The gradient of a factor of both sums and denominator of each query: N . G + D dD. Where the sums are divided
+    // this is what rounding leaves; with it the gradients of gates are as exact as those of keys and values, which it
+    // balances.
     void factor_gradient(const Unit& u, int64_t r, int64_t begin, int count, const Block& q, const float* dsums,
                          const float* out) const {
         for (int t = 0; t < count; t++) {
@@ -58,32 +59,32 @@ struct Backward {
         for (int i = 0; i < tokens * job.wide; i += W) store(rows + i, load(rows + i) + load(scratch + i));
     }
 
-    static void put(float* tensor, int64_t row, int64_t count, int64_t width, float factor, const float* from, int ld) {
-        Rows{reinterpret_cast<char*>(tensor), width, int(width), false}.put(row, int(count), factor, from, ld);
-    }
-
-    static void get(const float* tensor, int64_t row, int count, int tokens, int64_t width, float* to, int ld) {
-        Rows{reinterpret_cast<char*>(const_cast<float*>(tensor)), width, int(width), false}.get(row, count, tokens, 1.0f,
-                                                                                               nullptr, to, ld);
-    }
-
     // The shift's gradient from those of the polynomial's derivatives: dP(-m)/dm = -P'(-m), dP'(-m)/dm = -P''.
     void add_shift(const Block& queries, const float* dtable, float* dshift) const {
         int tokens = queries.tokens;
         for (int t = 0; t < tokens; t++)
-            dshift[t] -= dtable[FLAT * tokens + t] * queries.table[SLOPE * tokens + t] + dtable[SLOPE * tokens + t] * c.curve;
+            dshift[t] -=
+                dtable[FLAT * tokens + t] * queries.table[SLOPE * tokens + t] + dtable[SLOPE * tokens + t] * c.curve;
     }
 
     // Scratch of one thread for a block of queries and one of keys.
     struct Work {
         Block queries, keys;
-        float *dsums, *panel, *dtable, *dx, *turned, *dk, *dv, *dones, *dshift;
+        float *dsums, *panel, *columns, *dtable, *dx, *turned, *dk, *dv, *dones, *dshift;
 
         Work(const Job& job, int tokens, Scratch& s)
-            : queries(job, job.queries, tokens, s), keys(job, job.keys, tokens, s), dsums(s.take(tokens)),
-              panel(s.take(PANEL * tokens)), dtable(s.take(std::max(job.queries.rows, job.keys.rows) * tokens)),
-              dx(s.take(tokens * job.wide)), turned(s.take(tokens * job.wide)), dk(s.take(tokens * job.wide)),
-              dv(s.take(tokens * job.e)), dones(s.take(tokens)), dshift(s.take(tokens)) {}
+            : queries(job, job.queries, tokens, s),
+              keys(job, job.keys, tokens, s),
+              dsums(s.take(tokens)),
+              panel(s.take(PANEL * LINE)),
+              columns(s.take(PANEL * job.e)),
+              dtable(s.take(std::max(job.queries.rows, job.keys.rows) * tokens)),
+              dx(s.take(tokens * job.wide)),
+              turned(s.take(tokens * job.wide)),
+              dk(s.take(tokens * job.wide)),
+              dv(s.take(tokens * job.e)),
+              dones(s.take(tokens)),
+              dshift(s.take(tokens)) {}
     };
 
     // Bidirectional: queries of a range, reading `sums`, add to `grads` and have their own gradients written.
@@ -94,8 +95,8 @@ struct Backward {
             int count = int(std::min<int64_t>(BLOCK, range.end - t));
             load_gradient(u, r, t, count, w.queries, w.dsums);
             accumulate(job.queries, w.queries.table, BLOCK, w.queries.values, w.dsums, grads.state, w.panel);
-            pull(job.queries, w.queries.table, BLOCK, w.queries.columns, w.dsums, sums.state.matrix, job.e, sums.z, w.dtable,
-                 w.panel);
+            pull(job.queries, w.queries.table, BLOCK, w.queries.columns, w.dsums, sums.state.matrix, job.e, sums.z,
+                 w.dtable, w.panel, w.columns);
             transpose(w.dtable + X * BLOCK, BLOCK, job.wide, BLOCK, w.dx, job.wide);
             put(c.dq, job.query(u, r) * c.n + t, count, c.d, c.scale, w.dx, job.wide);
             if (!c.shift) continue;
@@ -113,7 +114,8 @@ struct Backward {
             int count = int(std::min<int64_t>(BLOCK, range.end - t));
             load_keys(job, u, t, count, w.keys);
             load_values(job, u, t, count, w.keys, true);
-            pull(job.keys, w.keys.table, BLOCK, w.keys.columns, nullptr, grads.state.matrix, job.e, grads.z, w.dtable, w.panel);
+            pull(job.keys, w.keys.table, BLOCK, w.keys.columns, nullptr, grads.state.matrix, job.e, grads.z, w.dtable,
+                 w.panel, w.columns);
             read(job.keys, w.keys.table, BLOCK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
             transpose(w.dtable + X * BLOCK, BLOCK, job.wide, BLOCK, w.dx, job.wide);
             put(c.dk, u.index * c.m + t, count, c.d, 1.0f, w.dx, job.wide);
@@ -145,13 +147,15 @@ struct Backward {
             Sums sums(job, Scratch::own()), grads(job, Scratch::own());
             Unit u = job.unit(i / parts);
             read_state(sums, u.index);
-            for (int64_t r = 0; r < u.queries; r++) pull_queries(sums, grads, u, r, part_of(c.n, parts, i % parts, BLOCK));
+            for (int64_t r = 0; r < u.queries; r++)
+                pull_queries(sums, grads, u, r, part_of(c.n, parts, i % parts, BLOCK));
             grads.save(job, partial.kv_of(i), partial.z_of(i));
         });
         in_parallel(c, units, [&](int64_t i) {
             Sums grads(job, Scratch::own());
             grads.add(job, at(c.dkv1, i, each_kv), at(c.dz1, i, each_z));
-            for (int64_t p = 0; p < parts; p++) grads.add(job, partial.kv_of(i * parts + p), partial.z_of(i * parts + p));
+            for (int64_t p = 0; p < parts; p++)
+                grads.add(job, partial.kv_of(i * parts + p), partial.z_of(i * parts + p));
             finish_state(grads, i);
             grads.save(job, merged.kv_of(i), merged.z_of(i));
         });
@@ -168,7 +172,8 @@ struct Backward {
         grads.save(job, at(c.dkv0, i, each_kv), at(c.dz0, i, each_z));
     }
 
-    // Causal, from the left: what queries get, and what keys get inside their chunk. `sums` is the state before the range.
+    // Causal, from the left: what queries get, and what keys get inside their chunk. `sums` is the state before the
+    // range.
     void sweep_right(Sums& sums, const Unit& u, Range range) const {
         Scratch& scratch = Scratch::own();
         Work w(job, CHUNK, scratch);
@@ -191,16 +196,18 @@ struct Backward {
         }
     }
 
-    void inside_chunk(const Sums& sums, const Gates& gates, const Unit& u, int64_t r, int64_t t, int count, Work& w) const {
+    void inside_chunk(const Sums& sums, const Gates& gates, const Unit& u, int64_t r, int64_t t, int count,
+                      Work& w) const {
         load_gradient(u, r, t, count, w.queries, w.dsums);
         std::fill(w.dx, w.dx + CHUNK * job.wide, 0.0f);
         std::fill(w.dshift, w.dshift + CHUNK, 0.0f);
         direct_backward(weigh_of(job, w.queries, w.keys, gates.sums(), gates.sums(), true), job.d, CHUNK, count, count,
-                        w.queries.keys(job.wide), w.keys.keys(job.wide), w.keys.vectors(job.e), w.queries.vectors(job.e),
-                        w.dsums, w.dx, w.dk, w.dv, c.dones ? w.dones : nullptr, c.shift ? w.dshift : nullptr, w.panel);
+                        w.queries.keys(job.wide), w.keys.keys(job.wide), w.keys.vectors(job.e),
+                        w.queries.vectors(job.e), w.dsums, w.dx, w.dk, w.dv, c.dones ? w.dones : nullptr,
+                        c.shift ? w.dshift : nullptr, w.panel);
         if (gates.on) read_less(gates, w);
-        pull(job.queries, w.queries.table, CHUNK, w.queries.columns, w.dsums, sums.state.matrix, job.e, sums.z, w.dtable,
-             w.panel);
+        pull(job.queries, w.queries.table, CHUNK, w.queries.columns, w.dsums, sums.state.matrix, job.e, sums.z,
+             w.dtable, w.panel, w.columns);
         add_rows(w.dtable, CHUNK, w.dx, w.turned);
         put(c.dq, job.query(u, r) * c.n + t, count, c.d, c.scale, w.dx, job.wide);
         if (!c.shift) return;
@@ -234,8 +241,8 @@ struct Backward {
                 scale_rows(w.dv, CHUNK, job.e, gates.write);
                 for (int j = 0; j < CHUNK; j++) w.dones[j] *= gates.write[j];
             }
-            pull(job.keys, w.keys.table, CHUNK, w.keys.columns, gates.writes(), grads.state.matrix, job.e, grads.z, w.dtable,
-                 w.panel);
+            pull(job.keys, w.keys.table, CHUNK, w.keys.columns, gates.writes(), grads.state.matrix, job.e, grads.z,
+                 w.dtable, w.panel, w.columns);
             get(c.dk, u.index * c.m + t, count, CHUNK, c.d, w.dk, job.wide);
             add_rows(w.dtable, CHUNK, w.dk, w.turned);
             put(c.dk, u.index * c.m + t, count, c.d, 1.0f, w.dk, job.wide);

@@ -13,8 +13,9 @@
 
 namespace tsla {
 
-constexpr int BLOCK = 96;   // tokens at a time: their values and a panel of features fit the first cache
-constexpr int CHUNK = 48;   // of causal attention, which is direct inside a chunk
+constexpr int BLOCK = 64;  // tokens at a time: their values and a panel of features fit the first cache
+constexpr int CHUNK = 48;  // of causal attention, which is direct inside a chunk
+static_assert(BLOCK <= LINE && CHUNK <= LINE && 3 * STRIP <= PANEL);
 
 #ifdef __AVX512BF16__
 constexpr bool has_pairs = true;
@@ -85,7 +86,13 @@ struct Job {
     bool pairs;         // whether sums are of products of bfloat16
 
     explicit Job(const Call& c)
-        : c(c), keys(c.d, 1.0f), queries(c.d, c.curve), d(c.d), e(padded(c.e)), wide(padded(c.d)), f(feature_count(c.d)),
+        : c(c),
+          keys(c.d, 1.0f),
+          queries(c.d, c.curve),
+          d(c.d),
+          e(padded(c.e)),
+          wide(padded(c.d)),
+          f(feature_count(c.d)),
           pairs(has_pairs && c.q.half && c.k.half && c.v.half && !c.gates) {}
 
     int64_t units() const { return c.b * c.s; }
@@ -156,6 +163,15 @@ inline void load_queries(const Job& job, const Unit& u, int64_t r, int64_t begin
     complete(job.queries, to.table, to.tokens);
 }
 
+// Rows of a contiguous tensor of a gradient, there and back.
+inline void put(float* tensor, int64_t row, int64_t count, int64_t width, float factor, const float* from, int ld) {
+    Rows{reinterpret_cast<char*>(tensor), width, int(width), false}.put(row, int(count), factor, from, ld);
+}
+
+inline void get(float* tensor, int64_t row, int count, int tokens, int64_t width, float* to, int ld) {
+    Rows{reinterpret_cast<char*>(tensor), width, int(width), false}.get(row, count, tokens, 1.0f, nullptr, to, ld);
+}
+
 // Running sums of the log gates inside a chunk, and what they do to what is written, read and kept.
 struct Gates {
     bool on;
@@ -184,15 +200,17 @@ inline void scale_rows(float* rows, int tokens, int width, const float* by) {
 
 inline void scale_columns(float* columns, int tokens, int width, const float* by) {
     for (int i = 0; i < width; i++)
-        for (int t = 0; t < tokens; t += W) store(columns + i * tokens + t, load(columns + i * tokens + t) * load(by + t));
+        for (int t = 0; t < tokens; t += W)
+            store(columns + i * tokens + t, load(columns + i * tokens + t) * load(by + t));
 }
 
 // The weights of the pairs of two blocks; `sums`: running sums of log gates of each, or null.
 inline Weigh weigh_of(const Job& job, const Block& queries, const Block& keys, const float* query_sums,
                       const float* key_sums, bool causal) {
     bool partial = job.c.mask || (!causal && keys.count % STRIP);
-    return {job.c.flat, job.c.slope, job.c.curve, job.c.shift ? queries.shift : nullptr,
-            partial ? keys.mask() : nullptr, query_sums, key_sums, causal};
+    return {
+        job.c.flat, job.c.slope, job.c.curve, job.c.shift ? queries.shift : nullptr, partial ? keys.mask() : nullptr,
+        query_sums, key_sums,    causal};
 }
 
 // Divides sums by their denominators if that is asked for, and writes both. Changes `out`.
@@ -210,8 +228,8 @@ inline void finish(const Job& job, const Unit& u, int64_t r, int64_t begin, int 
     job.rows(c.out, u.b, u.first_query + r, c.e).put(begin, count, 1.0f, out, job.e);
 }
 
-// Calls work(item) for each item, on as many threads as the call may use, always with the same items on the same thread.
-// What is thrown must not leave a thread: it is thrown again once all are done.
+// Calls work(item) for each item, on as many threads as the call may use, always with the same items on the same
+// thread. What is thrown must not leave a thread: it is thrown again once all are done.
 template <class Work>
 void in_parallel(const Call& c, int64_t items, const Work& work) {
     std::atomic<bool> failed{false};

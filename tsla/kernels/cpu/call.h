@@ -1,4 +1,4 @@
-// What Python hands over: sizes, coefficients and where the tensors lie. tsla/kernels/cpu/__init__.py has the same struct.
+// What Python hands over: sizes, coefficients and where the tensors lie. call.py has the same struct.
 #pragma once
 #include <cstdint>
 
@@ -16,15 +16,15 @@ struct Call {
     int64_t causal, direct, normalize, threads;
     float scale, flat, slope, curve;  // weight of a pair: flat + slope x + curve x^2 / 2 of x = scale q.k - shift
     Strided q, k, v, out, dout;
-    const uint8_t* mask;              // (b, m)
-    const float *gates, *shift;       // (b, s, n) log decay;  (b, h, n)
-    float* den;                       // (b, h, n) sum of the weights of a query
-    const float *kv0, *z0;            // (b, s, f, e), (b, s, f): the state before
-    float *kv1, *z1;                  // and after; the backward pass reads it where attention is bidirectional
-    const float *dden, *dkv1, *dz1;   // gradients that come in
-    float *dq, *dk, *dv;              // and go out: (b, h, n, d), (b, s, m, d), (b, s, m, e)
-    float *dones, *dshift;            // (b, s, m) of each key's part in all `den`;  (b, h, n)
-    float* dsums;                     // (b, h, n) of a common factor of a query's sums and denominator
+    const uint8_t* mask;             // (b, m)
+    const float *gates, *shift;      // (b, s, n) log decay;  (b, h, n)
+    float* den;                      // (b, h, n) sum of the weights of a query
+    const float *kv0, *z0;           // (b, s, f, e), (b, s, f): the state before
+    float *kv1, *z1;                 // and after; the backward pass reads it where attention is bidirectional
+    const float *dden, *dkv1, *dz1;  // gradients that come in
+    float *dq, *dk, *dv;             // and go out: (b, h, n, d), (b, s, m, d), (b, s, m, e)
+    float *dones, *dshift;           // (b, s, m) of each key's part in all `den`;  (b, h, n)
+    float* dsums;                    // (b, h, n) of a common factor of a query's sums and denominator
     float *dkv0, *dz0;
 };
 

@@ -8,20 +8,22 @@ namespace tsla {
 
 constexpr int STRIP = 16;
 
-inline int strips(int count) { return (count + STRIP - 1) / STRIP * STRIP; }
+inline int strips(int count) {
+    return (count + STRIP - 1) / STRIP * STRIP;
+}
 
 // The weight of a pair of tokens: P(s) = flat + slope s + curve s^2 / 2 of the score s - shift, times decay and mask.
 struct Weigh {
     float flat, slope, curve;
-    const float* shift;   // of each query; null: 0
-    const float* mask;    // 1 or 0 for each key; null: 1
+    const float* shift;              // of each query; null: 0
+    const float* mask;               // 1 or 0 for each key; null: 1
     const float *decay, *key_decay;  // running sums of log gates, of queries and of keys; null: none
-    bool causal;          // queries and keys are the same tokens, and later keys have weight 0
+    bool causal;                     // queries and keys are the same tokens, and later keys have weight 0
 
     int keys(int first, int count) const { return causal ? std::min(first + STRIP, count) : count; }
 
-    // Scores of queries first ... first + STRIP, in place, become weights, and `slopes` (if not null) their derivatives.
-    // sums[i] += weights of query i.
+    // Scores of queries first ... first + STRIP, in place, become weights, and `slopes` (if not null) their
+    // derivatives. sums[i] += weights of query i.
     void operator()(int first, int keys, float* scores, float* slopes, int ld, float* sums) const {
         for (int group = 0; group < STRIP; group += W) {
             vec rows[W];
@@ -66,34 +68,34 @@ struct Tokens {
     int ld;
 };
 
-// out += weights values, sums += weights, for the first `queries` and `seen` keys of two blocks of `tokens`, both rounded
-// up to strips.  scratch: STRIP x tokens.
-inline void direct(const Weigh& weigh, int d, int tokens, int queries, int seen, Tokens q, Tokens k, Tokens v, float* out,
-                   float* sums, float* scratch) {
+// out += weights values, sums += weights, for the first `queries` and `seen` keys of two blocks of `tokens`, both
+// rounded up to strips.  scratch: STRIP lines.
+inline void direct(const Weigh& weigh, int d, int tokens, int queries, int seen, Tokens q, Tokens k, Tokens v,
+                   float* out, float* sums, float* scratch) {
     for (int first = 0; first < queries; first += STRIP) {
         int keys = weigh.keys(first, strips(seen));
-        product(STRIP, keys, d, {q.rows + first * q.ld, q.ld, 1}, k.columns, tokens, scratch, tokens, false);
-        weigh(first, keys, scratch, nullptr, tokens, sums);
-        product(STRIP, v.ld, keys, {scratch, tokens, 1}, v.rows, v.ld, out + first * v.ld, v.ld, true);
+        product(STRIP, keys, d, side_by_side(q.columns + first, tokens), k.columns, tokens, scratch, LINE, false);
+        weigh(first, keys, scratch, nullptr, LINE, sums);
+        product(STRIP, v.ld, keys, by_lines(scratch), v.rows, v.ld, out + first * v.ld, v.ld, true);
     }
 }
 
 // Gradients of the above, given those of out (g) and of sums (dsums), added to dq, dk, dv (rows), and if not null to
-// dones (of each key's weight in `sums`) and dshift.  scratch: 3 x STRIP x tokens.
+// dones (of each key's weight in `sums`) and dshift.  scratch: 3 x STRIP lines.
 inline void direct_backward(const Weigh& weigh, int d, int tokens, int queries, int seen, Tokens q, Tokens k, Tokens v,
                             Tokens g, const float* dsums, float* dq, float* dk, float* dv, float* dones, float* dshift,
                             float* scratch) {
-    float *slopes = scratch + STRIP * tokens, *dweights = slopes + STRIP * tokens;
+    float *slopes = scratch + STRIP * LINE, *dweights = slopes + STRIP * LINE;
     for (int first = 0; first < queries; first += STRIP) {
         int keys = weigh.keys(first, strips(seen));
         const float *own_q = q.rows + first * q.ld, *grads = g.rows + first * g.ld;
-        product(STRIP, keys, d, {own_q, q.ld, 1}, k.columns, tokens, scratch, tokens, false);
-        weigh(first, keys, scratch, slopes, tokens, nullptr);
-        product(STRIP, keys, v.ld, {grads, g.ld, 1}, v.columns, tokens, dweights, tokens, false);
+        product(STRIP, keys, d, side_by_side(q.columns + first, tokens), k.columns, tokens, scratch, LINE, false);
+        weigh(first, keys, scratch, slopes, LINE, nullptr);
+        product(STRIP, keys, v.ld, side_by_side(g.columns + first, tokens), v.columns, tokens, dweights, LINE, false);
         for (int group = 0; group < STRIP; group += W) {
             vec rows[W];
             for (int r = 0; r < W; r++) {
-                long row = (group + r) * tokens;
+                long row = (group + r) * LINE;
                 float own = dsums[first + group + r];
                 rows[r] = vec{};
                 for (int j = 0; j < keys; j += W) {
@@ -105,9 +107,9 @@ inline void direct_backward(const Weigh& weigh, int d, int tokens, int queries, 
             }
             if (dshift) store(dshift + first + group, load(dshift + first + group) - sum_of_rows(rows));
         }
-        product(STRIP, q.ld, keys, {slopes, tokens, 1}, k.rows, k.ld, dq + first * q.ld, q.ld, true);
-        product(keys, k.ld, STRIP, {slopes, 1, tokens}, own_q, q.ld, dk, k.ld, true);
-        product(keys, v.ld, STRIP, {scratch, 1, tokens}, grads, g.ld, dv, v.ld, true);
+        product(STRIP, q.ld, keys, by_lines(slopes), k.rows, k.ld, dq + first * q.ld, q.ld, true);
+        product(keys, k.ld, STRIP, side_by_side(slopes, LINE), own_q, q.ld, dk, k.ld, true);
+        product(keys, v.ld, STRIP, side_by_side(scratch, LINE), grads, g.ld, dv, v.ld, true);
     }
 }
 

@@ -3,9 +3,9 @@
 // Each of the (d + 1)(d + 2) / 2 features of a token is the product of two rows of a small table of T tokens, laid out
 // with the tokens side by side:
 //     flat * one;   slope * x_j;   x_i * (x_i * curve / sqrt 2);   x_i * (x_j * curve) for i < j, row by row.
-// A key has flat = slope = its mask and curve = 1. A query has the derivatives of its polynomial at the expansion point,
-// so that the state of the keys serves every polynomial. Features are made some dozens at a time, in the first cache,
-// and never written to memory.
+// A key has flat = slope = its mask and curve = 1. A query has the derivatives of its polynomial at the expansion
+// point, so that the state of the keys serves every polynomial. Features are made some dozens at a time, in the first
+// cache, and never written to memory.
 #pragma once
 #include <memory>
 #include <vector>
@@ -17,7 +17,9 @@ namespace tsla {
 constexpr int PANEL = 48;  // features that are made at a time
 constexpr float ROOT_HALF = 0.70710678f;
 
-inline int feature_count(int d) { return (d + 1) * (d + 2) / 2; }
+inline int feature_count(int d) {
+    return (d + 1) * (d + 2) / 2;
+}
 
 enum : int { ONE = 0, FLAT = 1, SLOPE = 2, X = 3 };  // rows of the table, before those of x
 
@@ -49,7 +51,8 @@ inline void complete(const Map& map, float* table, int tokens) {
         }
 }
 
-// Sums over tokens: matrix (features x ld) of feature * value, and per feature W partial sums of feature * weight.
+// Sums over tokens: matrix (padded features x ld) of feature * value, and per feature W partial sums of feature *
+// weight.
 struct State {
     float* matrix;
     int ld;
@@ -76,12 +79,12 @@ inline void accumulate(const Map& map, const float* table, int tokens, const flo
             vec sum{};
             for (int t = 0; t < tokens; t += W) {
                 vec feature = load(a + t) * load(b + t);
-                store(panel + p * tokens + t, feature);
+                store(panel + p * LINE + t, feature);
                 sum += weight ? feature * load(weight + t) : feature;
             }
             store(norm, load(norm) + sum);
         }
-        product(count, state.ld, tokens, {panel, tokens, 1}, values, state.ld, state.matrix + first * state.ld, state.ld,
+        product(count, state.ld, tokens, by_lines(panel), values, state.ld, state.matrix + first * state.ld, state.ld,
                 true);
     }
 }
@@ -94,13 +97,14 @@ inline void read(const Map& map, const float* table, int tokens, const float* ma
         for (int t = 0; t < tokens; t += W) {
             vec sum = first ? load(sums + t) : vec{};
             for (int p = 0; p < count; p++) {
-                vec feature = load(table + map.left[first + p] * tokens + t) * load(table + map.right[first + p] * tokens + t);
+                vec feature =
+                    load(table + map.left[first + p] * tokens + t) * load(table + map.right[first + p] * tokens + t);
                 store(panel + p * tokens + t, feature);
                 sum += feature * norm[first + p];
             }
             store(sums + t, sum);
         }
-        product(tokens, ld, count, {panel, 1, tokens}, matrix + first * ld, ld, out, ld, first > 0);
+        product(tokens, ld, count, side_by_side(panel, tokens), matrix + first * ld, ld, out, ld, first > 0);
     }
 }
 
@@ -117,13 +121,13 @@ inline void accumulate(const Map& map, const float* table, int tokens, const uin
             for (int t = 0; t < tokens; t += W) {
                 vec feature = load(a + t) * load(b + t);
                 __m256bh half = _mm512_cvtneps_pbh((__m512)feature);
-                std::memcpy(panel + (p * tokens + t) / 2, &half, sizeof half);
+                std::memcpy(panel + (p * LINE + t) / 2, &half, sizeof half);
                 sum += feature;
             }
             store(norm, load(norm) + sum);
         }
-        product<Pairs>(count, state.ld, tokens / 2, {panel, tokens / 2, 1}, values, state.ld,
-                       state.matrix + first * state.ld, state.ld, true);
+        product(count, state.ld, tokens / 2, by_lines(panel), values, state.ld, state.matrix + first * state.ld,
+                state.ld, true);
     }
 }
 
@@ -144,22 +148,26 @@ inline void read(const Map& map, const float* table, int tokens, const uint32_t*
             }
             store(sums + t, sum);
         }
-        product<Pairs>(tokens, ld, (count + 1) / 2, {panel, 1, tokens}, matrix + first / 2 * ld, ld, out, ld, first > 0);
+        product(tokens, ld, (count + 1) / 2, side_by_side(panel, tokens), matrix + first / 2 * ld, ld, out, ld,
+                first > 0);
     }
 }
 #endif
 
-// Gradient of the table's rows, into `dtable` (zeroed here), of sum_t values_t . (matrix^T features_t) + weight_t (norm .
-// features_t), with the values (ld x tokens) transposed and weight null for 1.  panel: PANEL x tokens.
+// Gradient of the table's rows, into `dtable` (zeroed here), of sum_t values_t . (matrix^T features_t) + weight_t (norm
+// . features_t), with the values (ld x tokens) transposed and weight null for 1; `turned` (ld x PANEL) is room for some
+// rows of the matrix as columns.
 inline void pull(const Map& map, const float* table, int tokens, const float* values, const float* weight,
-                 const float* matrix, int ld, const float* norm, float* dtable, float* panel) {
+                 const float* matrix, int ld, const float* norm, float* dtable, float* panel, float* turned) {
     std::fill(dtable, dtable + map.rows * tokens, 0.0f);
     for (int first = 0; first < map.count; first += PANEL) {
         int count = std::min(PANEL, map.count - first);
-        product(count, tokens, ld, {matrix + first * ld, ld, 1}, values, tokens, panel, tokens, false);
+        transpose(matrix + first * ld, ld, padded(count), ld, turned, PANEL);
+        product(count, tokens, ld, side_by_side(turned, PANEL), values, tokens, panel, tokens, false);
         for (int p = 0, end; p < count; p = end) {  // a run of features with one left row
             int left = map.left[first + p];
-            for (end = p + 1; end < count && map.left[first + end] == left; end++) {}
+            for (end = p + 1; end < count && map.left[first + end] == left; end++) {
+            }
             for (int t = 0; t < tokens; t += W) {
                 vec x = load(table + left * tokens + t), sum = load(dtable + left * tokens + t);
                 vec w = weight ? load(weight + t) : all(1.0f);

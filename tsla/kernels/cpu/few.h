@@ -1,11 +1,11 @@
-// Decoding: a few new tokens against a state. Each row of the state is read once, takes in the new keys one by one, is read
-// by their queries, and written; so a step costs what moving the state costs.
+// Decoding: a few new tokens against a state. Each row of the state is read once, takes in the new keys one by one, is
+// read by their queries, and written; so a step costs what moving the state costs.
 #pragma once
 #include "block.h"
 
 namespace tsla {
 
-constexpr int FEW = 16;   // tokens, up to which a pass over the state for every 4 is cheaper than a padded chunk
+constexpr int FEW = 16;  // tokens, up to which a pass over the state for every 4 is cheaper than a padded chunk
 constexpr int PASS = 4;
 
 // Features of one token, in the order of `Map`: flat; slope x_j; curve x_i x_j, over sqrt 2 where i = j.
@@ -30,10 +30,11 @@ struct Few {
         float *keys, *queries, *values, *keep;
     };
 
-    // V vectors of each row of the state, the last of them `lanes` wide, take in N tokens; what their queries read goes to
-    // `out` (N x step).
+    // V vectors of each row of the state, the last of them `lanes` wide, take in N tokens; what their queries read goes
+    // to `out` (N x step).
     template <int N, int V>
-    static void columns(int f, int e, int lanes, int step, const float* before, float* after, const New& x, float* out) {
+    static void columns(int f, int e, int lanes, int step, const float* before, float* after, const New& x,
+                        float* out) {
         vec sum[N][V] = {}, value[N][V];
         for (int t = 0; t < N; t++)
             for (int v = 0; v < V; v++) value[t][v] = load(x.values + t * step + v * W);
@@ -53,12 +54,14 @@ struct Few {
     }
 
     template <int N>
-    void pass(const float* kv, const float* z, float* kv_after, float* z_after, const New& x, float* out, float* den) const {
+    void pass(const float* kv, const float* z, float* kv_after, float* z_after, const New& x, float* out,
+              float* den) const {
         int e = int(c.e);
         for (int i = 0; i < job.e; i += 2 * W) {
             New here{x.keys, x.queries, x.values + i, x.keep};
             const float* before = kv ? kv + i : nullptr;
-            if (i + W < job.e) columns<N, 2>(job.f, e, std::min(W, e - i - W), job.e, before, kv_after + i, here, out + i);
+            if (i + W < job.e)
+                columns<N, 2>(job.f, e, std::min(W, e - i - W), job.e, before, kv_after + i, here, out + i);
             else columns<N, 1>(job.f, e, std::min(W, e - i), job.e, before, kv_after + i, here, out + i);
         }
         std::fill(den, den + N, 0.0f);
@@ -75,7 +78,8 @@ struct Few {
     void unit(const Unit& u) const {
         Scratch& scratch = Scratch::own();
         int64_t n = c.n, r = u.queries;
-        float *row = scratch.take(n * job.wide), *keys = scratch.take(n * job.f), *queries = scratch.take(r * n * job.f);
+        float *row = scratch.take(n * job.wide), *keys = scratch.take(n * job.f),
+              *queries = scratch.take(r * n * job.f);
         float *values = scratch.take(n * job.e), *keep = scratch.take(n), *out = scratch.take(PASS * job.e), den[PASS];
         const uint8_t* mask = job.mask(u.b);
         job.rows(c.k, u.b, u.key_head, c.d).get(0, int(n), int(n), 1.0f, mask, row, job.wide);
@@ -111,8 +115,8 @@ struct Few {
         const float* shift = c.shift ? c.shift + job.query(u, r) * c.n : nullptr;
         for (int64_t t = 0; t < c.n; t++) {
             float m = shift ? shift[t] : 0.0f;
-            token_features(row + t * job.wide, job.d, c.flat - c.slope * m + c.curve * 0.5f * m * m, c.slope - c.curve * m,
-                           c.curve, to + t * job.f);
+            token_features(row + t * job.wide, job.d, c.flat - c.slope * m + c.curve * 0.5f * m * m,
+                           c.slope - c.curve * m, c.curve, to + t * job.f);
         }
     }
 

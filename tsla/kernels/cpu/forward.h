@@ -12,13 +12,15 @@ struct Sums {
     int f;
 
     Sums(const Job& job, Scratch& scratch)
-        : state{scratch.take(job.f * job.e), job.e, scratch.take(padded(job.f) * W)}, z(scratch.take(padded(job.f))),
-          pairs(job.pairs ? scratch.take_pairs((job.f + 1) / 2 * job.e) : nullptr), f(job.f) {
+        : state{scratch.take(padded(job.f) * job.e), job.e, scratch.take(padded(job.f) * W)},
+          z(scratch.take(padded(job.f))),
+          pairs(job.pairs ? scratch.take_pairs((job.f + 1) / 2 * job.e) : nullptr),
+          f(job.f) {
         clear();
     }
 
     void clear() {
-        std::fill(state.matrix, state.matrix + f * state.ld, 0.0f);
+        std::fill(state.matrix, state.matrix + padded(f) * state.ld, 0.0f);
         std::fill(state.norm, state.norm + padded(f) * W, 0.0f);
     }
 
@@ -63,20 +65,25 @@ struct Partial {
     float* z_of(int64_t i) { return z.data() + i * each_z; }
 };
 
-inline float* at(float* p, int64_t index, int64_t each) { return p ? p + index * each : nullptr; }
-inline const float* at(const float* p, int64_t index, int64_t each) { return p ? p + index * each : nullptr; }
+inline float* at(float* p, int64_t index, int64_t each) {
+    return p ? p + index * each : nullptr;
+}
+inline const float* at(const float* p, int64_t index, int64_t each) {
+    return p ? p + index * each : nullptr;
+}
 
 struct Forward {
     const Job& job;
     const Call& c = job.c;
     int64_t each_kv = job.f * c.e, each_z = job.f;
 
-    // Sums of keys and values begin ... end, those of gated attention decayed to the end. Returns by how much they decay.
+    // Sums of keys and values begin ... end, those of gated attention decayed to the end. Returns by how much they
+    // decay.
     float keys_into(Sums& sums, const Unit& u, Range range, int tokens) const {
         Scratch& scratch = Scratch::own();
         Block block(job, job.keys, tokens, scratch);
         Gates gates(job, tokens, scratch);
-        float *panel = scratch.take(PANEL * tokens), keep = 1;
+        float *panel = scratch.take(PANEL * LINE), keep = 1;
         for (int64_t t = range.begin; t < range.end; t += tokens) {
             int count = int(std::min<int64_t>(tokens, range.end - t));
             load_keys(job, u, t, count, block);
@@ -120,7 +127,7 @@ struct Forward {
     void read_queries(const Sums& sums, const Unit& u, int64_t r, Range range) const {
         Scratch& scratch = Scratch::own();
         Block block(job, job.queries, BLOCK, scratch);
-        float *panel = scratch.take(PANEL * BLOCK), *out = scratch.take(BLOCK * job.e), *den = scratch.take(BLOCK);
+        float *panel = scratch.take(PANEL * LINE), *out = scratch.take(BLOCK * job.e), *den = scratch.take(BLOCK);
         for (int64_t t = range.begin; t < range.end; t += BLOCK) {
             int count = int(std::min<int64_t>(BLOCK, range.end - t));
             load_queries(job, u, r, t, count, block);
@@ -165,9 +172,9 @@ struct Forward {
     void whole_keys(Sums& sums, int64_t i, int64_t parts, Partial* partial) const {
         sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
         if (partial)
-            for (int64_t p = 0; p < parts; p++) sums.add(job, partial->kv_of(i * parts + p), partial->z_of(i * parts + p));
-        else
-            keys_into(sums, job.unit(i), {0, c.m}, BLOCK);
+            for (int64_t p = 0; p < parts; p++)
+                sums.add(job, partial->kv_of(i * parts + p), partial->z_of(i * parts + p));
+        else keys_into(sums, job.unit(i), {0, c.m}, BLOCK);
         sums.settle();
         sums.save(job, at(c.kv1, i, each_kv), at(c.z1, i, each_z));
     }
@@ -177,7 +184,7 @@ struct Forward {
         Scratch& scratch = Scratch::own();
         Block keys(job, job.keys, CHUNK, scratch), queries(job, job.queries, CHUNK, scratch);
         Gates gates(job, CHUNK, scratch);
-        float *panel = scratch.take(PANEL * CHUNK), *out = scratch.take(CHUNK * job.e), *den = scratch.take(CHUNK);
+        float *panel = scratch.take(PANEL * LINE), *out = scratch.take(CHUNK * job.e), *den = scratch.take(CHUNK);
         for (int64_t t = range.begin; t < range.end; t += CHUNK) {
             int count = int(std::min<int64_t>(CHUNK, range.end - t));
             load_keys(job, u, t, count, keys);
@@ -260,7 +267,7 @@ struct Forward {
             load_values(job, u, t, count, keys.back(), false);
         }
         Block queries(job, job.queries, BLOCK, scratch);
-        float *panel = scratch.take(STRIP * BLOCK), *out = scratch.take(BLOCK * job.e), *den = scratch.take(BLOCK);
+        float *panel = scratch.take(STRIP * LINE), *out = scratch.take(BLOCK * job.e), *den = scratch.take(BLOCK);
         const float* decay = decays(u, scratch);
         int64_t blocks = (c.n + BLOCK - 1) / BLOCK, items = blocks * u.queries;
         for (int64_t item = part; item < items; item += parts) {

@@ -1,7 +1,6 @@
 // The one product of matrices that everything is made of: a tile of C is held in registers while a sum runs over k.
 #pragma once
 #include <algorithm>
-#include <array>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -43,15 +42,33 @@ inline void pair_rows(const float* rows, int count, int ld, uint32_t* pairs) {
 }
 #endif
 
-// a(i, k) = a[i * row + k * step]: rows or columns of a matrix in memory, whichever the sum runs along.
-template <class Of>
+constexpr int LINE =
+    64;  // elements from one row to the next in what tiles read by rows: a number known to the compiler
+
+// The left side, a(i, k) = data[i * ROW + k * step]: its rows stand side by side, or each is a line.
+template <class Of, int ROW>
 struct Left {
     const typename Of::Element* data;
-    long row, step;
+    long step;
 };
 
-template <class Of, int R, int V>
-void tile(Left<Of> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
+inline Left<Floats, 1> side_by_side(const float* data, long step) {
+    return {data, step};
+}
+inline Left<Floats, LINE> by_lines(const float* data) {
+    return {data, 1};
+}
+#ifdef __AVX512BF16__
+inline Left<Pairs, 1> side_by_side(const uint32_t* data, long step) {
+    return {data, step};
+}
+inline Left<Pairs, LINE / 2> by_lines(const uint32_t* data) {
+    return {data, 1};
+}
+#endif
+
+template <int R, int V, class Of, int ROW>
+void tile(Left<Of, ROW> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
     vec sum[R][V] = {};
     for (long k = 0; k < depth; k++) {
         typename Of::Vector right[V];
@@ -59,7 +76,7 @@ void tile(Left<Of> a, long depth, const typename Of::Element* b, long ldb, float
         for (int v = 0; v < V; v++) right[v] = Of::get(b + k * ldb + v * W);
 #pragma GCC unroll 24
         for (int r = 0; r < R; r++) {
-            typename Of::Vector left = Of::spread(a.data[r * a.row + k * a.step]);
+            typename Of::Vector left = Of::spread(a.data[r * ROW + k * a.step]);
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sum[r][v] = Of::add(sum[r][v], left, right[v]);
         }
@@ -74,37 +91,35 @@ void tile(Left<Of> a, long depth, const typename Of::Element* b, long ldb, float
 }
 
 // Rows of a tile of V vectors: its sums, V of the right side and one of the left fill the registers.
-constexpr int most_rows(int vectors) { return (REGISTERS == 32 ? 24 : 12) / vectors; }
-
-template <class Of, int V, std::size_t... R>
-constexpr auto tiles_of(std::index_sequence<R...>) {
-    return std::array{&tile<Of, R + 1, V>...};
+constexpr int most_rows(int vectors) {
+    return (REGISTERS == 32 ? 24 : 12) / vectors;
+}
+constexpr int fewer(int rows) {
+    return rows > 16 ? 16 : rows > 12 ? 12 : rows > 8 ? 8 : rows > 6 ? 6 : rows > 4 ? 4 : rows / 2;
 }
 
-template <class Of, int V>
-void strip(int rows, Left<Of> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
-    constexpr auto tiles = tiles_of<Of, V>(std::make_index_sequence<most_rows(V)>{});
-    for (int left = (rows + most_rows(V) - 1) / most_rows(V), done = 0; left > 0; left--) {
-        int now = (rows - done + left - 1) / left;  // tiles alike in height
-        tiles[now - 1]({a.data + done * a.row, a.row, a.step}, depth, b, ldb, c + done * ldc, ldc, add);
-        done += now;
-    }
+template <int R, int V, class Of, int ROW>
+void strip(int rows, Left<Of, ROW> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc,
+           bool add) {
+    for (; rows >= R; rows -= R, a.data += R * ROW, c += R * ldc) tile<R, V>(a, depth, b, ldb, c, ldc, add);
+    if constexpr (R > 1)
+        if (rows > 0) strip<fewer(R), V>(rows, a, depth, b, ldb, c, ldc, add);
 }
 
-// C (rows x columns) = or += A (rows x depth) B (depth x columns); columns is a multiple of W. What is added is summed up
-// by itself first, so that a long sum is one of sums of blocks.
-template <class Of = Floats>
-void product(int rows, int columns, long depth, Left<Of> a, const typename Of::Element* b, long ldb, float* c, long ldc,
-             bool add) {
+// C (rows x columns) = or += A (rows x depth) B (depth x columns); columns is a multiple of W. What is added is summed
+// up by itself first, so that a long sum is one of sums of blocks.
+template <class Of, int ROW>
+void product(int rows, int columns, long depth, Left<Of, ROW> a, const typename Of::Element* b, long ldb, float* c,
+             long ldc, bool add) {
     for (int left = (columns / W + 3) / 4, done = 0; left > 0; left--) {
         int now = (columns / W - done + left - 1) / left;
         const typename Of::Element* right = b + done * W;
         float* to = c + done * W;
         switch (now) {
-            case 1: strip<Of, 1>(rows, a, depth, right, ldb, to, ldc, add); break;
-            case 2: strip<Of, 2>(rows, a, depth, right, ldb, to, ldc, add); break;
-            case 3: strip<Of, 3>(rows, a, depth, right, ldb, to, ldc, add); break;
-            default: strip<Of, 4>(rows, a, depth, right, ldb, to, ldc, add);
+            case 1: strip<most_rows(1), 1>(rows, a, depth, right, ldb, to, ldc, add); break;
+            case 2: strip<most_rows(2), 2>(rows, a, depth, right, ldb, to, ldc, add); break;
+            case 3: strip<most_rows(3), 3>(rows, a, depth, right, ldb, to, ldc, add); break;
+            default: strip<most_rows(4), 4>(rows, a, depth, right, ldb, to, ldc, add);
         }
         done += now;
     }

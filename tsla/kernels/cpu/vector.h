@@ -28,9 +28,13 @@ inline vec load(const float* p) {
     return x;
 }
 
-inline void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
+inline void store(float* p, vec x) {
+    std::memcpy(p, &x, sizeof x);
+}
 
-inline vec all(float x) { return x - vec{}; }  // minus 0 changes no number, so this is a broadcast and nothing else
+inline vec all(float x) {
+    return x - vec{};
+}  // minus 0 changes no number, so this is a broadcast and nothing else
 
 inline vec load_some(const float* p, int count) {
     vec x{};
@@ -45,7 +49,9 @@ inline ivec lanes() {
     return x;
 }
 
-constexpr int padded(int width) { return (width + W - 1) / W * W; }
+constexpr int padded(int width) {
+    return (width + W - 1) / W * W;
+}
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below -87.
 inline vec exp_negative(vec x) {
@@ -90,7 +96,9 @@ inline vec sum_lanes(vec* x, std::index_sequence<L...>) {
 }
 
 // The sums over the lanes of W vectors, which are used up, as one vector.
-inline vec sum_of_rows(vec* x) { return sum_lanes<W / 2>(x, std::make_index_sequence<W>{}); }
+inline vec sum_of_rows(vec* x) {
+    return sum_lanes<W / 2>(x, std::make_index_sequence<W>{});
+}
 
 // to (columns x ld_to) = from (rows x ld_from) transposed; rows and columns are multiples of W.
 inline void transpose(const float* from, int ld_from, int rows, int columns, float* to, int ld_to) {
@@ -105,7 +113,9 @@ inline void transpose(const float* from, int ld_from, int rows, int columns, flo
 
 // One vector of the first `count` elements at p, float or bfloat16, and back; zeros fill the rest.
 inline vec load_as(const char* p, bool half, int count) {
-    if (!half) return count == W ? load(reinterpret_cast<const float*>(p)) : load_some(reinterpret_cast<const float*>(p), count);
+    if (!half)
+        return count == W ? load(reinterpret_cast<const float*>(p))
+                          : load_some(reinterpret_cast<const float*>(p), count);
     hvec bits{};
     if (count == W) std::memcpy(&bits, p, sizeof bits);
     else std::memcpy(&bits, p, 2 * count);
@@ -140,8 +150,8 @@ struct Rows {
     int size() const { return half ? 2 : 4; }
     char* row(int64_t t) const { return data + t * stride * size(); }
 
-    // Rows begin ... begin + count, times `scale`, as `tokens` rows of `ld` floats, the width rounded up; zeros fill what is beyond them, and
-    // rows whose `mask` is 0.
+    // Rows begin ... begin + count, times `scale`, as `tokens` rows of `ld` floats, the width rounded up; zeros fill
+    // what is beyond them, and rows whose `mask` is 0.
     void get(int64_t begin, int count, int tokens, float scale, const uint8_t* mask, float* to, int ld) const {
         for (int t = 0; t < tokens; t++, to += ld) {
             if (t >= count || (mask && !mask[begin + t])) {
