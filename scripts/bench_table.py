@@ -54,39 +54,73 @@ def time(row: Row | None, ours: Row | None) -> str:
     return f"{1e3 * float(row['seconds']):.1f} ms{ratio}"
 
 
+def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def long(found: Sequence[Row]) -> str:
+    """Time, rate and memory of both passes over long sequences."""
+    body = [
+        [f"`{row['implementation']}`", f"{int(row['length']):,}", time(row, None), f"{float(row['of_matmul']):.2f}",
+         f"{float(row['extra_bytes']) / 2**20:,.0f} MiB"]
+        for row in found if row["extra_bytes"] and row["gflops"]
+    ]  # fmt: skip
+    size = f"{found[0]['heads']} heads, d={found[0]['d']} e={found[0]['e']}, both passes" if found else ""
+    headings = [size, "tokens", "time", "operations over torch.mm's", "memory beyond inputs, output and gradients"]
+    return markdown(headings, body) if body else ""
+
+
+def variants(found: Sequence[Row]) -> str:
+    """Ours against ours."""
+    ratios = {
+        (row["what"], row["over"], row["backward"]): f"× {float(row['ratio']):.2f}" for row in found if row["ratio"]
+    }
+    pairs = list(dict.fromkeys(key[:2] for key in ratios))
+    body = [[f"{what} over {over}", *(ratios.get((what, over, passes), "–") for passes in ("False", "True"))]
+            for what, over in pairs]  # fmt: skip
+    return markdown(["`auto`, time of", "forward", "both passes"], body) if body else ""
+
+
+def decode(found: Sequence[Row]) -> str:
+    """One more token, from a state and from a cache."""
+    cells = {(row["implementation"], row["context"]): row for row in found if row["seconds"]}
+    body = []
+    for context in dict.fromkeys(row["context"] for row in found):
+        own, cached = cells.get(("auto", context)), cells.get(("sdpa", context))
+        if own and cached:
+            ratio = float(cached["seconds"]) / float(own["seconds"])
+            body.append([f"{int(context):,}", *(f"{1e3 * float(row['seconds']):.2f} ms" for row in (own, cached)),
+                         f"× {ratio:.1f}"])  # fmt: skip
+    headings = ["one token after", "`auto`, from its state", "SDPA, with a cache of keys and values", ""]
+    return markdown(headings, body) if body else ""
+
+
+def model(found: Sequence[Row]) -> str:
+    """Tokens a second of training steps."""
+    cells = {(row["mixer"], f"{row['batch']} × {int(row['length']):,} tokens"): row for row in found if row["seconds"]}
+    sizes = list(dict.fromkeys(size for _, size in cells))
+    body = [
+        [f"`{name}`", *(f"{float(cells[name, size]['tokens_per_second']):,.0f}" if (name, size) in cells else "–"
+                        for size in sizes)]
+        for name in dict.fromkeys(name for name, _ in cells)
+    ]  # fmt: skip
+    return markdown(["tokens/s of a training step", *sizes], body) if body else ""
+
+
 def others(folder: Path) -> list[str]:
-    """One line for each of the other measurements that there are."""
-    lines = []
-    for row in rows("attention", folder / "long"):
-        if row["extra_bytes"] and row["gflops"]:
-            size = f"{row['length']} tokens, {row['heads']} heads, d={row['d']} e={row['e']}, both passes"
-            rate = f"{float(row['gflops']):.1f} GFLOP/s ({float(row['of_matmul']):.2f} of torch.mm)"
-            more = f"{float(row['extra_bytes']) / 2**20:.0f} MiB beyond inputs, output and gradients"
-            lines.append(f"- `{row['implementation']}`, {size}: {time(row, None)}, {rate}, {more}")
-    for row in rows("variants", folder):
-        if row["ratio"]:
-            which = "both passes" if row["backward"] == "True" else "forward"
-            lines.append(f"- ours, {row['what']} over {row['over']}, {which}: × {float(row['ratio']):.2f}")
-    found = rows("decode", folder)
-    softmax = {row["context"]: row for row in found if row["implementation"] == "sdpa" and row["seconds"]}
-    for row in found:
-        if row["implementation"] == "auto" and row["seconds"] and row["context"] in softmax:
-            ratio = float(softmax[row["context"]]["seconds"]) / float(row["seconds"])
-            lines.append(f"- one token after {row['context']}: {1e3 * float(row['seconds']):.3f} ms; SDPA with a cache "
-                         f"of keys and values takes {ratio:.2f} times that")  # fmt: skip
-    for row in [*rows("model", folder), *rows("model", folder / "batch")]:
-        if row["seconds"]:
-            size = f"{row['batch']} x {row['length']} tokens"
-            lines.append(f"- a training step with `{row['mixer']}`, {size}: "
-                         f"{float(row['tokens_per_second']):,.0f} tokens/s")  # fmt: skip
-    for row in rows("loop", folder):
-        lines.append(f"- our training loop over a bare one: × {float(row['fit']) / float(row['bare']):.2f} tokens/s")
-    return lines
+    """A table for each of the other measurements that there are."""
+    loops = [f"Our training loop over a bare one: × {float(row['fit']) / float(row['bare']):.2f} tokens/s."
+             for row in rows("loop", folder)]  # fmt: skip
+    steps = [*rows("model", folder), *rows("model", folder / "batch")]
+    both, ratios = long(rows("attention", folder / "long")), variants(rows("variants", folder))
+    return [part for part in (both, ratios, decode(rows("decode", folder)), model(steps), *loops) if part]
 
 
 def table(folder: Path) -> str:
     """All of it, as Markdown."""
-    return "\n\n".join([machine(folder), "\n".join(attention(rows("attention", folder))), "\n".join(others(folder))])
+    return "\n\n".join([machine(folder), "\n".join(attention(rows("attention", folder))), *others(folder)])
 
 
 def replaced(text: str, between: str) -> str:

@@ -228,6 +228,20 @@ def test_auto_is_native_where_it_can_be():
     assert torch.equal(taylor_attention(**inputs, **options, chunk_size=64).output, in_torch)
 
 
+def test_without_native_code_auto_is_torch_and_native_is_refused(monkeypatch):
+    monkeypatch.setenv("TSLA_NATIVE", "0")
+    native.forget()
+    try:
+        inputs, options = call((2, 2, 70, 70, 8, 8), {}, True)
+        in_torch = taylor_attention(**inputs, **options, impl="linear").output
+        assert torch.equal(taylor_attention(**inputs, **options).output, in_torch)
+        with pytest.raises(native.NativeError, match="TSLA_NATIVE=0"):
+            taylor_attention(**inputs, **options, impl="native")
+    finally:
+        monkeypatch.undo()
+        native.forget()
+
+
 @pytest.mark.parametrize("change, message", [
     ({"order": 4}, "order (4) 2"), ({"chunk_size": 16}, "chunk_size (16) must be None"),
     ({"dtype": torch.float64}, "dtype (torch.float64) must be float32, bfloat16 or float16"),

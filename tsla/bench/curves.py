@@ -9,7 +9,7 @@ from tsla.bench.figures import plain, ticks
 from tsla.bench.timing import Timing
 from tsla.evaluation.figures import DASHES, HUES, MARKERS, plotting, save
 
-WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 2.5, 0.75, 0.7, 0.85, 0.85, 0.6  # inches, of panels and around
+WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 2.5, 0.75, 0.7, 0.95, 0.85, 0.8  # inches, of panels and around
 
 
 class Curve(NamedTuple):

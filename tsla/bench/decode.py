@@ -94,7 +94,7 @@ def bench_decode(options: DecodeOptions, console: Console) -> int:
     if len(options.context) > 1 and points:
         title = "One token after a context"
         figures = [draw_curves(points, "tokens before", title, options.out / "decode", thick=set(OURS),
-                               memory="state (MiB)")]  # fmt: skip
+                               memory="state")]  # fmt: skip
     write_tables(options.out, {"decode": [_row(one) for one in decoded]}, {"decode": text}, figures, console)
     return 0
 

@@ -129,9 +129,9 @@ struct Backward {
     }
 
     void bidirectional() const {
-        int64_t units = job.units(), parts = parts_of(c, units, std::max(c.n * c.h / c.s, c.m), 2 * BLOCK);
+        int64_t units = job.units(), parts = parts_of(job, units, std::max(c.n * c.h / c.s, c.m), 2 * BLOCK);
         if (parts == 1) {
-            in_parallel(c, units, [&](int64_t i) {
+            in_parallel(job, units, [&](int64_t i) {
                 Sums sums(job, Scratch::own()), grads(job, Scratch::own());
                 Unit u = job.unit(i);
                 read_state(sums, i);
@@ -143,7 +143,7 @@ struct Backward {
             return;
         }
         Partial partial(job, units * parts), merged(job, units);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Sums sums(job, Scratch::own()), grads(job, Scratch::own());
             Unit u = job.unit(i / parts);
             read_state(sums, u.index);
@@ -151,7 +151,7 @@ struct Backward {
                 pull_queries(sums, grads, u, r, part_of(c.n, parts, i % parts, BLOCK));
             grads.save(job, partial.kv_of(i), partial.z_of(i));
         });
-        in_parallel(c, units, [&](int64_t i) {
+        in_parallel(job, units, [&](int64_t i) {
             Sums grads(job, Scratch::own());
             grads.add(job, at(c.dkv1, i, each_kv), at(c.dz1, i, each_z));
             for (int64_t p = 0; p < parts; p++)
@@ -159,7 +159,7 @@ struct Backward {
             finish_state(grads, i);
             grads.save(job, merged.kv_of(i), merged.z_of(i));
         });
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Sums grads(job, Scratch::own());
             grads.add(job, merged.kv_of(i / parts), merged.z_of(i / parts));
             grads.settle();
@@ -266,9 +266,9 @@ struct Backward {
     }
 
     void causal() const {
-        int64_t units = job.units(), parts = parts_of(c, units, c.n, 8 * CHUNK);
+        int64_t units = job.units(), parts = parts_of(job, units, c.n, 8 * CHUNK);
         if (parts == 1) {
-            in_parallel(c, units, [&](int64_t i) {
+            in_parallel(job, units, [&](int64_t i) {
                 Unit u = job.unit(i);
                 Sums sums(job, Scratch::own()), grads(job, Scratch::own());
                 sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
@@ -280,7 +280,7 @@ struct Backward {
             return;
         }
         Partial before = Forward{job}.starts(parts), after = ends(parts);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Range range = part_of(c.n, parts, i % parts, CHUNK);
             Unit u = job.unit(i / parts);
             Sums sums(job, Scratch::own()), grads(job, Scratch::own());
@@ -297,7 +297,7 @@ struct Backward {
         int64_t units = job.units();
         Partial own(job, units * parts), after(job, units * parts);
         std::vector<float> keep(units * parts, 1.0f);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             if (i % parts == 0) return;  // nobody ends before the first
             Scratch& scratch = Scratch::own();
             Sums grads(job, scratch);
@@ -313,7 +313,7 @@ struct Backward {
             }
             grads.save(job, own.kv_of(i), own.z_of(i));
         });
-        in_parallel(c, units, [&](int64_t u) {
+        in_parallel(job, units, [&](int64_t u) {
             Sums grads(job, Scratch::own());
             grads.add(job, at(c.dkv1, u, each_kv), at(c.dz1, u, each_z));
             for (int64_t i = (u + 1) * parts - 1; i >= u * parts; i--) {
@@ -328,10 +328,10 @@ struct Backward {
 
     // The direct form: each part of a unit's query blocks adds into its own dk, dv and dones; these are then summed.
     void short_sequences() const {
-        int64_t units = job.units(), parts = parts_of(c, units, c.n * c.h / c.s, BLOCK);
+        int64_t units = job.units(), parts = parts_of(job, units, c.n * c.h / c.s, BLOCK);
         int64_t padded_m = (c.m + BLOCK - 1) / BLOCK * BLOCK, each = padded_m * (job.wide + job.e + 1);
         std::vector<float> sums(parts > 1 ? units * parts * each : 0);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Scratch& scratch = Scratch::own();
             float* own = parts > 1 ? sums.data() + i * each : scratch.take(each);
             if (parts == 1) std::fill(own, own + each, 0.0f);
@@ -339,7 +339,7 @@ struct Backward {
             if (parts == 1) put_keys(i, own, padded_m);
         });
         if (parts == 1) return;
-        in_parallel(c, units, [&](int64_t i) {
+        in_parallel(job, units, [&](int64_t i) {
             float* first = sums.data() + i * parts * each;
             for (int64_t p = 1; p < parts; p++)
                 for (int64_t x = 0; x < each; x++) first[x] += first[p * each + x];

@@ -72,6 +72,8 @@ class Scratch {
     size_t size = 0, used = 0, all = 0;
 };
 
+constexpr int64_t WORTH = 2'000'000;  // operations for which it pays to wake one more thread
+
 // One state (batch, state head) of the call and the heads that belong to it.
 struct Unit {
     int64_t b, s, index;
@@ -84,6 +86,7 @@ struct Job {
     Map keys, queries;
     int d, e, wide, f;  // padded widths of q, k and of v; features
     bool pairs;         // whether sums are of products of bfloat16
+    int64_t threads;    // fewer than may be used where there is too little to do
 
     explicit Job(const Call& c)
         : c(c),
@@ -93,7 +96,14 @@ struct Job {
           e(padded(c.e)),
           wide(padded(c.d)),
           f(feature_count(c.d)),
-          pairs(has_pairs && c.q.half && c.k.half && c.v.half && !c.gates) {}
+          pairs(has_pairs && c.q.half && c.k.half && c.v.half && !c.gates),
+          threads(std::min(c.threads, 1 + operations() / WORTH)) {}
+
+    // About how many there are, to decide over threads.
+    int64_t operations() const {
+        if (c.direct) return 2 * c.b * c.h * c.n * c.m * (c.d + c.e);
+        return 2 * c.b * (c.h * c.n + c.s * c.m) * f * c.e;
+    }
 
     int64_t units() const { return c.b * c.s; }
 
@@ -231,9 +241,9 @@ inline void finish(const Job& job, const Unit& u, int64_t r, int64_t begin, int 
 // Calls work(item) for each item, on as many threads as the call may use, always with the same items on the same
 // thread. What is thrown must not leave a thread: it is thrown again once all are done.
 template <class Work>
-void in_parallel(const Call& c, int64_t items, const Work& work) {
+void in_parallel(const Job& job, int64_t items, const Work& work) {
     std::atomic<bool> failed{false};
-    [[maybe_unused]] int threads = items > 1 ? int(c.threads) : 1;
+    [[maybe_unused]] int threads = items > 1 ? int(job.threads) : 1;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
 #endif
@@ -249,10 +259,11 @@ void in_parallel(const Call& c, int64_t items, const Work& work) {
 }
 
 // In how many parts to cut the tokens of each of `units`, so that all threads have as much to do.
-inline int64_t parts_of(const Call& c, int64_t units, int64_t tokens, int64_t least) {
-    if (units % c.threads == 0 || units >= 8 * c.threads) return 1;
-    int64_t wanted = units >= c.threads ? (4 * c.threads + units - 1) / units : (c.threads + units - 1) / units;
-    while (units * wanted % c.threads && wanted * units < 4 * c.threads) wanted++;
+inline int64_t parts_of(const Job& job, int64_t units, int64_t tokens, int64_t least) {
+    int64_t threads = job.threads;
+    if (units % threads == 0 || units >= 8 * threads) return 1;
+    int64_t wanted = units >= threads ? (4 * threads + units - 1) / units : (threads + units - 1) / units;
+    while (units * wanted % threads && wanted * units < 4 * threads) wanted++;
     return std::max<int64_t>(1, std::min(wanted, tokens / least));
 }
 

@@ -130,7 +130,7 @@ struct Few {
     }
 
     void run() const {
-        in_parallel(c, job.units(), [&](int64_t i) { unit(job.unit(i)); });
+        in_parallel(job, job.units(), [&](int64_t i) { unit(job.unit(i)); });
     }
 };
 

@@ -137,9 +137,9 @@ struct Forward {
     }
 
     void bidirectional() const {
-        int64_t units = job.units(), parts = parts_of(c, units, std::max(c.n * c.h / c.s, c.m), 2 * BLOCK);
+        int64_t units = job.units(), parts = parts_of(job, units, std::max(c.n * c.h / c.s, c.m), 2 * BLOCK);
         if (parts == 1) {
-            in_parallel(c, units, [&](int64_t i) {
+            in_parallel(job, units, [&](int64_t i) {
                 Sums sums(job, Scratch::own());
                 whole_keys(sums, i, 1, nullptr);
                 Unit u = job.unit(i);
@@ -148,18 +148,18 @@ struct Forward {
             return;
         }
         Partial partial(job, units * parts);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Sums sums(job, Scratch::own());
             keys_into(sums, job.unit(i / parts), part_of(c.m, parts, i % parts, BLOCK), BLOCK);
             sums.save(job, partial.kv_of(i), partial.z_of(i));
         });
         Partial merged(job, units);
-        in_parallel(c, units, [&](int64_t i) {
+        in_parallel(job, units, [&](int64_t i) {
             Sums sums(job, Scratch::own());
             whole_keys(sums, i, parts, &partial);
             sums.save(job, merged.kv_of(i), merged.z_of(i));
         });
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Sums sums(job, Scratch::own());
             sums.add(job, merged.kv_of(i / parts), merged.z_of(i / parts));
             sums.settle();
@@ -207,9 +207,9 @@ struct Forward {
     }
 
     void causal() const {
-        int64_t units = job.units(), parts = parts_of(c, units, c.n, 8 * CHUNK);
+        int64_t units = job.units(), parts = parts_of(job, units, c.n, 8 * CHUNK);
         if (parts == 1) {
-            in_parallel(c, units, [&](int64_t i) {
+            in_parallel(job, units, [&](int64_t i) {
                 Sums sums(job, Scratch::own());
                 sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
                 scan(sums, job.unit(i), {0, c.n});
@@ -218,7 +218,7 @@ struct Forward {
             return;
         }
         Partial before = starts(parts);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             Sums sums(job, Scratch::own());
             sums.add(job, before.kv_of(i), before.z_of(i));
             scan(sums, job.unit(i / parts), part_of(c.n, parts, i % parts, CHUNK));
@@ -231,14 +231,14 @@ struct Forward {
         int64_t units = job.units();
         Partial own(job, units * parts);
         std::vector<float> keep(units * parts);
-        in_parallel(c, units * parts, [&](int64_t i) {
+        in_parallel(job, units * parts, [&](int64_t i) {
             if (i % parts == parts - 1) return;  // nobody starts after the last
             Sums sums(job, Scratch::own());
             keep[i] = keys_into(sums, job.unit(i / parts), part_of(c.n, parts, i % parts, CHUNK), CHUNK);
             sums.save(job, own.kv_of(i), own.z_of(i));
         });
         Partial before(job, units * parts);
-        in_parallel(c, units, [&](int64_t u) {
+        in_parallel(job, units, [&](int64_t u) {
             Sums sums(job, Scratch::own());
             sums.add(job, at(c.kv0, u, each_kv), at(c.z0, u, each_z));
             for (int64_t i = u * parts; i < (u + 1) * parts; i++) {
@@ -253,8 +253,8 @@ struct Forward {
 
     // All pairs of a unit, block by block: the form for short sequences.
     void short_sequences() const {
-        int64_t units = job.units(), parts = parts_of(c, units, c.n * c.h / c.s, BLOCK);
-        in_parallel(c, units * parts, [&](int64_t i) { all_pairs(job.unit(i / parts), parts, i % parts); });
+        int64_t units = job.units(), parts = parts_of(job, units, c.n * c.h / c.s, BLOCK);
+        in_parallel(job, units * parts, [&](int64_t i) { all_pairs(job.unit(i / parts), parts, i % parts); });
     }
 
     void all_pairs(const Unit& u, int64_t parts, int64_t part) const {

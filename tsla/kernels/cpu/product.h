@@ -68,7 +68,8 @@ inline Left<Pairs, LINE / 2> by_lines(const uint32_t* data) {
 #endif
 
 template <int R, int V, class Of, int ROW>
-void tile(Left<Of, ROW> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc, bool add) {
+[[gnu::noinline]] void tile(Left<Of, ROW> a, long depth, const typename Of::Element* b, long ldb, float* c, long ldc,
+                            bool add) {
     vec sum[R][V] = {};
     for (long k = 0; k < depth; k++) {
         typename Of::Vector right[V];
@@ -109,8 +110,8 @@ void strip(int rows, Left<Of, ROW> a, long depth, const typename Of::Element* b,
 // C (rows x columns) = or += A (rows x depth) B (depth x columns); columns is a multiple of W. What is added is summed
 // up by itself first, so that a long sum is one of sums of blocks.
 template <class Of, int ROW>
-void product(int rows, int columns, long depth, Left<Of, ROW> a, const typename Of::Element* b, long ldb, float* c,
-             long ldc, bool add) {
+[[gnu::noinline]] void product(int rows, int columns, long depth, Left<Of, ROW> a, const typename Of::Element* b,
+                               long ldb, float* c, long ldc, bool add) {
     for (int left = (columns / W + 3) / 4, done = 0; left > 0; left--) {
         int now = (columns / W - done + left - 1) / left;
         const typename Of::Element* right = b + done * W;
