@@ -276,8 +276,14 @@ def _digest_file(path: Path) -> Path:
 
 
 def _dlopen(path: Path) -> ctypes.CDLL:
-    import_module("torch")  # first, so that the library takes torch's OpenMP runtime, and torch not the compiler's
-    return ctypes.CDLL(str(path))
+    torch = import_module(
+        "torch"
+    )  # first, so that the library takes torch's OpenMP runtime, and torch not the compiler's
+    library = ctypes.CDLL(str(path))
+    if float.fromhex("0x1p-1050") * 1.5 == 0:  # linked with fast math, whatever the option was called
+        torch.set_flush_denormal(False)
+        raise NativeError(f"{path.name} turned denormal numbers off in this process: take fast-math options out of CXX")
+    return library
 
 
 def _kept() -> Path:

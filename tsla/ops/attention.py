@@ -97,7 +97,9 @@ def taylor_attention(
         return attend_packed(each, q, k, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, d), (m, e) = q.shape[-2:], v.shape[-2:]
     scale = d**-0.5 if scale is None else scale
-    compiled = _takes_native(check_choice("impl", impl, FORMS), q, k, v, order, chunk_size)
+    compiled = check_choice("impl", impl, FORMS) in CHOOSE and _takes_native(
+        impl, native.why_not(q, k, v, order, scale, (key_mask, log_decay, *(state or ()))), chunk_size
+    )
     if crossover is None and impl in CHOOSE:
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         crossover = auto_crossover(
@@ -158,16 +160,15 @@ def linear_attention(
     return Attended(out.output.to(fq.dtype), out.state)
 
 
-def _takes_native(impl: str, q: Tensor, k: Tensor, v: Tensor, order: int, chunk_size: int | None) -> bool:
+def _takes_native(impl: str, reason: str, chunk_size: int | None) -> bool:
     """Whether the compiled kernels do it: where they can if it is left to us, and always if they are asked for.
+
+    `reason` tells what keeps the inputs from it, if anything does.
 
     Raises:
         ValueError: they are asked for and cannot do it.
         NativeError: they are asked for and there are none.
     """
-    if impl not in CHOOSE:
-        return False
-    reason = native.why_not(q, k, v, order)
     if not reason and chunk_size is not None:
         reason = f"chunk_size ({chunk_size}) must be None: the blocks are fixed"
     if impl == "native":

@@ -3,10 +3,12 @@
 The kernels do both forms, direct and by sums; which one is a matter of length, as in torch.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from tsla.native import available, load
@@ -36,7 +38,7 @@ def attend(
     out, _, kv, z = taylor(
         q, k, v, mask=key_mask, gates=gates, shift=shift, kv=kv, z=z, scale=scale,
         coefficients=polynomial.coefficients, causal=causal, direct=direct, normalize=normalize,
-        keep_state=keep_state or (learns and not causal and not direct),
+        keep_state=keep_state or (learns and not causal and not direct), exact=learns,
     )  # fmt: skip
     if not keep_state:
         return Attended(out, None)
@@ -49,8 +51,11 @@ def fits(head_dim: int, order: int) -> bool:
     return order == 2 and head_dim <= WIDEST
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor, order: int) -> str:
-    """What keeps these inputs from the native form; empty if nothing does."""
+def why_not(q: Tensor, k: Tensor, v: Tensor, order: int, scale: float | None, others: Sequence[Tensor | None]) -> str:
+    """What keeps these inputs from the native form; empty if nothing does.
+
+    The kernels take addresses, so that what has none, or what torch has yet to do to a tensor, is left to torch.
+    """
     if not fits(q.shape[-1], order):
         return f"head dim ({q.shape[-1]}) must be at most {WIDEST}, and order ({order}) 2"
     for x in (q, k, v):
@@ -60,6 +65,20 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, order: int) -> str:
             return f"dtype ({x.dtype}) must be float32, bfloat16 or float16"
         if x.numel() == 0:
             return f"shape {tuple(x.shape)} must not be empty"
+    if isinstance(scale, Tensor):
+        return "scale must be a number"
+    if any(x is not None and x.device != q.device for x in others):
+        return "all must be on the cpu"
+    return "" if torch.compiler.is_compiling() else _no_address(q, k, v, *others)
+
+
+def _no_address(*tensors: Tensor | None) -> str:
+    if torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0:
+        return "neither torch.jit.trace nor forward-mode differentiation sees it"
+    for x in tensors:
+        if x is not None and (x.layout != torch.strided or x.is_neg() or x._is_zerotensor()
+                              or torch._C._functorch.is_functorch_wrapped_tensor(x)):  # fmt: skip
+            return "a transformed or lazy tensor has no address"
     return ""
 
 
@@ -107,7 +126,7 @@ def _shift(
     q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, gates: Tensor | None, z: Tensor | None, scale: float
 ) -> Tensor:
     """The mean score of each query ``(b, h, n)``."""
-    q, k, real = q.float() * scale, k.float(), torch.ones(*k.shape[:-1], 1)
+    q, k, real = q.float() * scale, k.float(), k.new_ones(*k.shape[:-1], 1, dtype=torch.float32)
     if key_mask is not None:
         k, real = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, real))
     if gates is not None:

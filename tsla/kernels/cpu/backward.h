@@ -27,7 +27,7 @@ struct Backward {
                 int t = group + r;
                 float* g = to.values + t * job.e;
                 dsums[t] = dden && t < count ? dden[begin + t] : 0.0f;
-                inverse[r] = !c.normalize || t >= count || den[t] == 0 ? 0.0f : 1.0f / den[t];
+                inverse[r] = !c.normalize || t >= count || den[t] == 0 ? 0.0f : inverse_of(den[t]);
                 rows[r] = vec{};
                 for (int i = 0; c.normalize && i < job.e; i += W) {
                     rows[r] += load(g + i) * load(own + t * job.e + i);

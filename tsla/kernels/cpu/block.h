@@ -60,12 +60,11 @@ class Scratch {
     std::unique_ptr<float, Free>& last() { return parts.back(); }
 
     void grow(size_t count) {
-        size = std::max(count, size_t(1) << 14);
-        used = 0;
-        all += size;
-        float* p = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
-        if (!p) throw std::bad_alloc();
+        size_t wanted = std::max(count, size_t(1) << 14);
+        float* p = static_cast<float*>(std::aligned_alloc(64, wanted * sizeof(float)));
+        if (!p) throw std::bad_alloc();  // with all as it was
         parts.emplace_back(p);
+        size = wanted, used = 0, all += wanted;
     }
 
     std::vector<std::unique_ptr<float, Free>> parts;
@@ -96,7 +95,7 @@ struct Job {
           e(padded(c.e)),
           wide(padded(c.d)),
           f(feature_count(c.d)),
-          pairs(has_pairs && c.q.half && c.k.half && c.v.half && !c.gates),
+          pairs(has_pairs && c.q.half && c.k.half && c.v.half && c.out.half && !c.gates),
           threads(std::min(c.threads, 1 + operations() / WORTH)) {}
 
     // About how many there are, to decide over threads.
@@ -223,16 +222,25 @@ inline Weigh weigh_of(const Job& job, const Block& queries, const Block& keys, c
         query_sums, key_sums,    causal};
 }
 
+constexpr float SMALLEST = 1e-37f;  // a denominator with an inverse whose digits are all there
+
+// 1 / x for x > 0, finite though x be denormal.
+inline float inverse_of(float x) {
+    return std::min(1.0f / x, 3e38f);
+}
+
 // Divides sums by their denominators if that is asked for, and writes both. Changes `out`.
 inline void finish(const Job& job, const Unit& u, int64_t r, int64_t begin, int count, float* out, const float* den) {
     const Call& c = job.c;
     std::copy_n(den, count, c.den + job.query(u, r) * c.n + begin);
     if (c.normalize)
         for (int t = 0; t < count; t++) {
-            float own = den[t] == 0 ? 1.0f : den[t], inverse = 1.0f / own;  // 0 if no key is seen: then out is 0 too
+            float own = den[t] == 0 ? 1.0f : den[t];  // 0 if no key is seen: then out is 0 too
+            float inverse = inverse_of(own);
             for (int i = 0; i < job.e; i += W) {
                 vec sum = load(out + t * job.e + i), quotient = sum * inverse;
-                store(out + t * job.e + i, quotient + (sum - quotient * own) * inverse);  // as exact as a division
+                quotient += (sum - quotient * own) * inverse;  // as exact as a division
+                store(out + t * job.e + i, own < SMALLEST ? sum / own : quotient);
             }
         }
     job.rows(c.out, u.b, u.first_query + r, c.e).put(begin, count, 1.0f, out, job.e);

@@ -71,6 +71,8 @@ def fill(call: Call, **fields: Tensor | bool | None) -> None:
             if name in _STRIDED:
                 setattr(call, name, strided(value))
             else:
+                if value.dtype not in (torch.float32, torch.bool) or value.device.type != "cpu":
+                    raise ValueError(f"{name} must be float32 or bool on the cpu, got {value.dtype}, {value.device}")
                 value = value.contiguous()
                 setattr(call, name, value.data_ptr())
             call.held.append(value)

@@ -18,7 +18,8 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? gates, Tensor? shift, Tensor? kv, Tensor? z, "
-    "float scale, float[] coefficients, bool causal, bool direct, bool normalize, bool keep_state"
+    "float scale, float[] coefficients, bool causal, bool direct, bool normalize, bool keep_state, "
+    "bool exact"
 )
 _library = torch.library.Library("tsla", "DEF")
 _library.define(f"taylor({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -26,13 +27,13 @@ _library.define(
     f"taylor_backward(Tensor? dout, Tensor? dden, Tensor? dkv, Tensor? dz, Tensor out, Tensor den, Tensor end_kv, "
     f"Tensor end_z, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_DIFFERENTIABLE = ("q", "k", "v", "gates", "shift", "kv", "z")
+PLAIN = (Tensor, Parameter, type(None))
 
 
 def taylor(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, gates: Tensor | None, shift: Tensor | None,
     kv: Tensor | None, z: Tensor | None, scale: float, coefficients: Sequence[float], causal: bool, direct: bool,
-    normalize: bool, keep_state: bool,
+    normalize: bool, keep_state: bool, exact: bool = False,
 ) -> Results:  # fmt: skip
     """Output ``(b, h, n, e)``, denominators ``(b, h, n)``, and the state after the last key if it is kept.
 
@@ -45,9 +46,11 @@ def taylor(
         direct: all pairs, else sums of features.
         normalize: divide by the denominators.
         keep_state: return the state; the backward pass of bidirectional attention in sums needs it.
+        exact: the output in float32, whatever the inputs are; gradients are made of it.
     """
-    arguments = (q, k, v, mask, gates, shift, kv, z, scale, list(coefficients), causal, direct, normalize, keep_state)
-    if torch.compiler.is_compiling() or _watched(q):
+    arguments = (q, k, v, mask, gates, shift, kv, z, scale, list(coefficients), causal, direct, normalize, keep_state,
+                 exact)  # fmt: skip
+    if torch.compiler.is_compiling() or _watched(arguments[:8]):
         out: Results = torch.ops.tsla.taylor.default(*arguments)
         return out
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gates, shift, kv, z)):
@@ -56,18 +59,18 @@ def taylor(
     return _forward(*arguments)
 
 
-def _watched(q: Tensor) -> bool:
+def _watched(tensors: Sequence[Any]) -> bool:
     """Whether something counts, fakes or traces operators, and so must see one."""
-    return torch._C._len_torch_dispatch_stack() > 0 or type(q) not in (Tensor, Parameter)
+    return torch._C._len_torch_dispatch_stack() > 0 or any(type(x) not in PLAIN for x in tensors)
 
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, gates: Tensor | None, shift: Tensor | None,
     kv: Tensor | None, z: Tensor | None, scale: float, coefficients: list[float], causal: bool, direct: bool,
-    normalize: bool, keep_state: bool,
+    normalize: bool, keep_state: bool, exact: bool,
 ) -> Results:  # fmt: skip
     q, k, v = rows(q), rows(k), rows(v)
-    out, den, end_kv, end_z = _empty(q, k, v, gates, keep_state)
+    out, den, end_kv, end_z = _empty(q, k, v, gates, keep_state, exact)
     call = make_call(q, k, v, _states(q, k, gates), mask, gates, shift, kv, z, scale, coefficients)
     fill(call, causal=causal, direct=direct, normalize=normalize, out=out, den=den)
     if keep_state:
@@ -80,12 +83,14 @@ def _backward(
     dout: Tensor | None, dden: Tensor | None, dkv: Tensor | None, dz: Tensor | None, out: Tensor, den: Tensor,
     end_kv: Tensor, end_z: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, gates: Tensor | None,
     shift: Tensor | None, kv: Tensor | None, z: Tensor | None, scale: float, coefficients: list[float], causal: bool,
-    direct: bool, normalize: bool, keep_state: bool,
+    direct: bool, normalize: bool, keep_state: bool, exact: bool,
 ) -> Gradients:  # fmt: skip
     """Gradients of q, k, v, gates, shift, kv and z; empty for those that are None."""
     q, k, v, dout = rows(q), rows(k), rows(v), rows(torch.zeros_like(out) if dout is None else dout.to(out.dtype))
     if direct:  # there is no state
         dkv = dz = None
+    elif dkv is not None or dz is not None:  # of one alone, that of the other is 0
+        dkv, dz = (torch.zeros_like(x) if dx is None else dx for x, dx in ((end_kv, dkv), (end_z, dz)))
     dq, dk, dv, dones, dshift, dkv0, dz0 = _empty_gradients(q, k, v, gates, shift, kv, z)
     call = make_call(q, k, v, _states(q, k, gates), mask, gates, shift, kv, z, scale, coefficients)
     fill(call, causal=causal, direct=direct, normalize=normalize, out=out, den=den, dout=dout, dden=dden, dkv1=dkv,
@@ -126,14 +131,15 @@ def _states(q: Tensor, k: Tensor, gates: Tensor | None) -> int:
     return k.shape[1] if gates is None else q.shape[1]
 
 
-def _empty(q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, keep_state: bool) -> Results:
+def _empty(q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, keep_state: bool, exact: bool) -> Results:
     (b, h, n, d), e = q.shape, v.shape[-1]
     f = (d + 1) * (d + 2) // 2 if keep_state else 0
     s = _states(q, k, gates)
     state = torch.empty(b, s, f, e, dtype=torch.float32, device=q.device)
     z = torch.empty(b, s, f, dtype=torch.float32, device=q.device)
     den = torch.empty(b, h, n, dtype=torch.float32, device=q.device)
-    return torch.empty(b, h, n, e, dtype=q.dtype, device=q.device), den, state, z
+    dtype = torch.float32 if exact else q.dtype
+    return torch.empty(b, h, n, e, dtype=dtype, device=q.device), den, state, z
 
 
 def _empty_gradients(
@@ -186,14 +192,15 @@ def _traced_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
 
 def _fake_forward(*arguments: Any) -> Results:
     q, k, v, _, gates = arguments[:5]
-    return _empty(q, k, v, gates, arguments[-1])
+    return _empty(q, k, v, gates, *arguments[-2:])
 
 
 def _fake_backward(*arguments: Any) -> Gradients:
     q, k, v, _, gates, shift, kv, z = arguments[8:16]
     dq, _, _, _, dshift, dkv, dz = _empty_gradients(q, k, v, gates, shift, kv, z)
     dgates = dq.new_empty((0,) if gates is None else gates.shape)
-    return dq.to(q.dtype), torch.empty_like(k), torch.empty_like(v), dgates, dshift, dkv, dz
+    dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))  # contiguous, as the real ones
+    return dq.to(q.dtype), dk, dv, dgates, dshift, dkv, dz
 
 
 _library.impl("taylor", _forward, "CPU")
