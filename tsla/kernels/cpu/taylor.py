@@ -177,8 +177,6 @@ class _Taylor(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # for a second derivative, which would come out as 0
             raise RuntimeError("the native form has no second derivative: use impl='direct'")
-        if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in grads):
-            raise RuntimeError("the native form has no backward pass for several gradients at once: use impl='direct'")
         return _gradients(ctx, _backward, grads)
 
 
