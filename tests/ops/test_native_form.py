@@ -306,6 +306,7 @@ def test_what_has_no_address_is_refused(at):
         taylor_attention(*tensors, **options, impl="native")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_what_torch_transforms_goes_to_torch():
     q, k, v = qkv(n=30, dtype=torch.float32).values()
 
