@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 out=docs/results/bench
 tsla bench attention d=16,32,16 e=64,32,16 length=1024,4096 long=65536 "out=$out"
 tsla bench attention causal=true compile= long=0 "out=$out/causal"
+tsla bench attention d=16,16 e=16,64 batch=4 length=32,64,128,256 compile= long=0 memory=false only=auto,sdpa "out=$out/short"
 tsla bench attention heads=16 length=16384,65536 backward=true compile= long=0 only=auto,linear "out=$out/long"
 tsla bench attention d=8,12,20,24,48,64,16,16,16 e=64,64,64,64,64,64,8,40,96 length=2048 compile= long=0 only=auto,linear "out=$out/odd"
 tsla bench model only=taylor,taylor-linear,softmax,tsla-0.2.0,tsla-0.2.0-packed "out=$out"

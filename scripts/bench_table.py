@@ -60,6 +60,19 @@ def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def short(found: Sequence[Row]) -> str:
+    """How many times ours SDPA takes, at lengths where the direct form is taken."""
+    times = {(row["implementation"], row["length"], row["d"], row["e"], row["backward"]): float(row["seconds"])
+             for row in found if row["seconds"]}  # fmt: skip
+    kinds = list(dict.fromkeys(key[2:] for key in times))
+    body = [
+        [length, *(f"× {times['sdpa', length, *kind] / times['auto', length, *kind]:.2f}" for kind in kinds)]
+        for length in dict.fromkeys(key[1] for key in times)
+    ]
+    named = [f"d={d} e={e}, {'both' if backward == 'True' else 'forward'}" for d, e, backward in kinds]
+    return markdown(["SDPA over `auto`, 4 rows of 8 heads; tokens", *named], body) if body else ""
+
+
 def long(found: Sequence[Row]) -> str:
     """Time, rate and memory of both passes over long sequences."""
     body = [
@@ -115,7 +128,8 @@ def others(folder: Path) -> list[str]:
              for row in rows("loop", folder)]  # fmt: skip
     steps = [*rows("model", folder), *rows("model", folder / "batch")]
     both, ratios = long(rows("attention", folder / "long")), variants(rows("variants", folder))
-    return [part for part in (both, ratios, decode(rows("decode", folder)), model(steps), *loops) if part]
+    brief = short(rows("attention", folder / "short"))
+    return [part for part in (brief, both, ratios, decode(rows("decode", folder)), model(steps), *loops) if part]
 
 
 def table(folder: Path) -> str:

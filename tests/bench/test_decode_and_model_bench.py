@@ -142,7 +142,7 @@ def test_make_bench_runs_commands_that_are_there():
     lines = (script.ROOT / "scripts" / "bench.sh").read_text().replace("$out", "docs/results/bench").splitlines()
     commands = [shlex.split(line)[2:] for line in lines if line.startswith("tsla bench ")]
     asked = [parsers[name](options) for name, *options in commands]
-    assert [name for name, *_ in commands] == ["attention"] * 4 + ["model"] * 2 + ["decode"]
+    assert [name for name, *_ in commands] == ["attention"] * 5 + ["model"] * 2 + ["decode"]
     names = [name for (kind, *_), one in zip(commands, asked, strict=True) if kind == "attention" for name in one.only]
     assert all(name in implementations() for name in names)
     assert {script.ROOT / one.out for one in asked} >= {script.FOLDER / name for name in ("", "long", "batch")}
