@@ -11,7 +11,6 @@ namespace tsla {
 struct Backward {
     const Job& job;
     const Call& c = job.c;
-    int64_t each_kv = job.f * c.e, each_z = job.f;
 
     // Queries of a block with what comes back to them: G in `values` and `columns`, dD in `dsums`.
     void load_gradient(const Unit& u, int64_t r, int64_t begin, int count, Block& to, float* dsums) const {
@@ -94,7 +93,7 @@ struct Backward {
         for (int64_t t = range.begin; t < range.end; t += BLOCK) {
             int count = int(std::min<int64_t>(BLOCK, range.end - t));
             load_gradient(u, r, t, count, w.queries, w.dsums);
-            accumulate(job.queries, w.queries.table, BLOCK, w.queries.values, w.dsums, grads.state, w.panel);
+            accumulate<Floats>(job.queries, w.queries.table, BLOCK, w.queries.values, w.dsums, grads.state, w.panel);
             pull(job.queries, w.queries.table, BLOCK, w.queries.columns, w.dsums, sums.state.matrix, job.e, sums.z,
                  w.dtable, w.panel, w.columns);
             transpose(w.dtable + X * BLOCK, BLOCK, job.wide, BLOCK, w.dx, job.wide);
@@ -116,7 +115,7 @@ struct Backward {
             load_values(job, u, t, count, w.keys, true);
             pull(job.keys, w.keys.table, BLOCK, w.keys.columns, nullptr, grads.state.matrix, job.e, grads.z, w.dtable,
                  w.panel, w.columns);
-            read(job.keys, w.keys.table, BLOCK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
+            read<Floats>(job.keys, w.keys.table, BLOCK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
             transpose(w.dtable + X * BLOCK, BLOCK, job.wide, BLOCK, w.dx, job.wide);
             put(c.dk, u.index * c.m + t, count, c.d, 1.0f, w.dx, job.wide);
             put(c.dv, u.index * c.m + t, count, c.e, 1.0f, w.dv, job.e);
@@ -124,7 +123,7 @@ struct Backward {
     }
 
     void read_state(Sums& sums, int64_t i) const {
-        sums.add(job, at(c.kv1, i, each_kv), at(c.z1, i, each_z));
+        sums.add(job, at(c.kv1, i, job.each_kv()), at(c.z1, i, job.each_z()));
         sums.settle();
     }
 
@@ -135,7 +134,7 @@ struct Backward {
                 Sums sums(job, Scratch::own()), grads(job, Scratch::own());
                 Unit u = job.unit(i);
                 read_state(sums, i);
-                grads.add(job, at(c.dkv1, i, each_kv), at(c.dz1, i, each_z));
+                grads.add(job, at(c.dkv1, i, job.each_kv()), at(c.dz1, i, job.each_z()));
                 for (int64_t r = 0; r < u.queries; r++) pull_queries(sums, grads, u, r, {0, c.n});
                 finish_state(grads, i);
                 pull_keys(grads, u, {0, c.m});
@@ -153,7 +152,7 @@ struct Backward {
         });
         in_parallel(job, units, [&](int64_t i) {
             Sums grads(job, Scratch::own());
-            grads.add(job, at(c.dkv1, i, each_kv), at(c.dz1, i, each_z));
+            grads.add(job, at(c.dkv1, i, job.each_kv()), at(c.dz1, i, job.each_z()));
             for (int64_t p = 0; p < parts; p++)
                 grads.add(job, partial.kv_of(i * parts + p), partial.z_of(i * parts + p));
             finish_state(grads, i);
@@ -169,7 +168,7 @@ struct Backward {
 
     void finish_state(Sums& grads, int64_t i) const {
         grads.settle();
-        grads.save(job, at(c.dkv0, i, each_kv), at(c.dz0, i, each_z));
+        grads.save(job, at(c.dkv0, i, job.each_kv()), at(c.dz0, i, job.each_z()));
     }
 
     // Causal, from the left: what queries get, and what keys get inside their chunk. `sums` is the state before the
@@ -235,7 +234,7 @@ struct Backward {
             load_values(job, u, t, count, w.keys, true);
             gates.load(job, u, t, count, CHUNK);
             grads.settle();
-            read(job.keys, w.keys.table, CHUNK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
+            read<Floats>(job.keys, w.keys.table, CHUNK, grads.state.matrix, job.e, grads.z, w.dv, w.dones, w.panel);
             if (gates.on) {
                 scale_columns(w.keys.columns, CHUNK, job.e, gates.write);
                 scale_rows(w.dv, CHUNK, job.e, gates.write);
@@ -261,7 +260,8 @@ struct Backward {
         for (int64_t r = 0; r < u.queries; r++) {
             load_gradient(u, r, t, count, w.queries, w.dsums);
             if (gates.on) read_less(gates, w);
-            accumulate(job.queries, w.queries.table, w.queries.tokens, w.queries.values, w.dsums, grads.state, w.panel);
+            accumulate<Floats>(job.queries, w.queries.table, w.queries.tokens, w.queries.values, w.dsums, grads.state,
+                               w.panel);
         }
     }
 
@@ -271,9 +271,9 @@ struct Backward {
             in_parallel(job, units, [&](int64_t i) {
                 Unit u = job.unit(i);
                 Sums sums(job, Scratch::own()), grads(job, Scratch::own());
-                sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
+                sums.add(job, at(c.kv0, i, job.each_kv()), at(c.z0, i, job.each_z()));
                 sweep_right(sums, u, {0, c.n});
-                grads.add(job, at(c.dkv1, i, each_kv), at(c.dz1, i, each_z));
+                grads.add(job, at(c.dkv1, i, job.each_kv()), at(c.dz1, i, job.each_z()));
                 sweep_left(grads, u, {0, c.n});
                 finish_state(grads, i);
             });
@@ -315,7 +315,7 @@ struct Backward {
         });
         in_parallel(job, units, [&](int64_t u) {
             Sums grads(job, Scratch::own());
-            grads.add(job, at(c.dkv1, u, each_kv), at(c.dz1, u, each_z));
+            grads.add(job, at(c.dkv1, u, job.each_kv()), at(c.dz1, u, job.each_z()));
             for (int64_t i = (u + 1) * parts - 1; i >= u * parts; i--) {
                 grads.save(job, after.kv_of(i), after.z_of(i));
                 if (i == u * parts) break;
@@ -355,13 +355,7 @@ struct Backward {
 
     void all_pairs(const Unit& u, int64_t parts, int64_t part, float* dk, float* dv, float* dones) const {
         Scratch& scratch = Scratch::own();
-        std::vector<Block> keys;
-        for (int64_t t = 0; t < c.m; t += BLOCK) {
-            keys.emplace_back(job, job.keys, BLOCK, scratch);
-            int count = int(std::min<int64_t>(BLOCK, c.m - t));
-            load_keys(job, u, t, count, keys.back());
-            load_values(job, u, t, count, keys.back(), true);
-        }
+        std::vector<Block> keys = all_keys(job, u, true, scratch);
         Work w(job, BLOCK, scratch);
         const float* decay = Forward{job}.decays(u, scratch);
         int64_t blocks = (c.n + BLOCK - 1) / BLOCK, items = blocks * u.queries;

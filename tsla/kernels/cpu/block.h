@@ -105,6 +105,8 @@ struct Job {
     }
 
     int64_t units() const { return c.b * c.s; }
+    int64_t each_kv() const { return f * c.e; }
+    int64_t each_z() const { return f; }
 
     Unit unit(int64_t i) const {
         int64_t s = i % c.s, r = c.h / c.s;
@@ -155,6 +157,18 @@ inline void load_keys(const Job& job, const Unit& u, int64_t begin, int count, B
 inline void load_values(const Job& job, const Unit& u, int64_t begin, int count, Block& to, bool columns) {
     job.rows(job.c.v, u.b, u.key_head, job.c.e).get(begin, count, to.tokens, 1.0f, job.mask(u.b), to.values, job.e);
     if (columns) turn(to.values, to.tokens, job.e, to.columns);
+}
+
+// All keys and values of a unit, block by block.
+inline std::vector<Block> all_keys(const Job& job, const Unit& u, bool columns, Scratch& scratch) {
+    std::vector<Block> blocks;
+    for (int64_t t = 0; t < job.c.m; t += BLOCK) {
+        blocks.emplace_back(job, job.keys, BLOCK, scratch);
+        int count = int(std::min<int64_t>(BLOCK, job.c.m - t));
+        load_keys(job, u, t, count, blocks.back());
+        load_values(job, u, t, count, blocks.back(), columns);
+    }
+    return blocks;
 }
 
 // The polynomial of each query around its shift: P(s - m) = P(-m) + P'(-m) s + P'' s^2 / 2.

@@ -9,8 +9,6 @@ from torch import Tensor
 from tsla.compiler import NativeError
 from tsla.native import load
 
-DTYPES = (torch.float32, torch.bfloat16)
-
 
 class Strided(ctypes.Structure):
     """A tensor of 4 dimensions whose last one is contiguous; strides in elements."""

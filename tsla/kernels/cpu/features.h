@@ -7,7 +7,6 @@
 // point, so that the state of the keys serves every polynomial. Features are made some dozens at a time, in the first
 // cache, and never written to memory.
 #pragma once
-#include <memory>
 #include <vector>
 
 #include "product.h"
@@ -68,9 +67,11 @@ inline void reduce(const float* norm, int features, float* sums) {
     }
 }
 
-// state += features^T values;  norm += features^T weight (null: 1).  values: (tokens x state.ld).
-inline void accumulate(const Map& map, const float* table, int tokens, const float* values, const float* weight,
-                       State state, float* panel) {
+// state += features^T values;  norm += features^T weight (null: 1).  values: (tokens x state.ld), as products of Of
+// take them. Whatever these are, what is summed up stays float.
+template <class Of>
+void accumulate(const Map& map, const float* table, int tokens, const typename Of::Element* values, const float* weight,
+                State state, typename Of::Element* panel) {
     for (int first = 0; first < map.count; first += PANEL) {
         int count = std::min(PANEL, map.count - first);
         for (int p = 0; p < count; p++) {
@@ -79,80 +80,39 @@ inline void accumulate(const Map& map, const float* table, int tokens, const flo
             vec sum{};
             for (int t = 0; t < tokens; t += W) {
                 vec feature = load(a + t) * load(b + t);
-                store(panel + p * LINE + t, feature);
+                Of::put_along(panel + (p * LINE + t) / Of::STEPS, feature);
                 sum += weight ? feature * load(weight + t) : feature;
             }
             store(norm, load(norm) + sum);
         }
-        product(count, state.ld, tokens, by_lines(panel), values, state.ld, state.matrix + first * state.ld, state.ld,
-                true);
-    }
-}
-
-// out (tokens x ld) = features matrix;  sums (tokens) = features norm, norm (features).
-inline void read(const Map& map, const float* table, int tokens, const float* matrix, int ld, const float* norm,
-                 float* out, float* sums, float* panel) {
-    for (int first = 0; first < map.count; first += PANEL) {
-        int count = std::min(PANEL, map.count - first);
-        for (int t = 0; t < tokens; t += W) {
-            vec sum = first ? load(sums + t) : vec{};
-            for (int p = 0; p < count; p++) {
-                vec feature =
-                    load(table + map.left[first + p] * tokens + t) * load(table + map.right[first + p] * tokens + t);
-                store(panel + p * tokens + t, feature);
-                sum += feature * norm[first + p];
-            }
-            store(sums + t, sum);
-        }
-        product(tokens, ld, count, side_by_side(panel, tokens), matrix + first * ld, ld, out, ld, first > 0);
-    }
-}
-
-#ifdef __AVX512BF16__
-// The same with products of bfloat16, for inputs that are no more exact. Sums, and the state, stay float.
-inline void accumulate(const Map& map, const float* table, int tokens, const uint32_t* values, State state,
-                       uint32_t* panel) {
-    for (int first = 0; first < map.count; first += PANEL) {
-        int count = std::min(PANEL, map.count - first);
-        for (int p = 0; p < count; p++) {
-            const float *a = table + map.left[first + p] * tokens, *b = table + map.right[first + p] * tokens;
-            float* norm = state.norm + (first + p) * W;
-            vec sum{};
-            for (int t = 0; t < tokens; t += W) {
-                vec feature = load(a + t) * load(b + t);
-                __m256bh half = _mm512_cvtneps_pbh((__m512)feature);
-                std::memcpy(panel + (p * LINE + t) / 2, &half, sizeof half);
-                sum += feature;
-            }
-            store(norm, load(norm) + sum);
-        }
-        product(count, state.ld, tokens / 2, by_lines(panel), values, state.ld, state.matrix + first * state.ld,
+        product(count, state.ld, tokens / Of::STEPS, by_lines(panel), values, state.ld, state.matrix + first * state.ld,
                 state.ld, true);
     }
 }
 
-inline void read(const Map& map, const float* table, int tokens, const uint32_t* matrix, int ld, const float* norm,
-                 float* out, float* sums, uint32_t* panel) {
+// out (tokens x ld) = features matrix;  sums (tokens) = features norm, norm (features).
+template <class Of>
+void read(const Map& map, const float* table, int tokens, const typename Of::Element* matrix, int ld, const float* norm,
+          float* out, float* sums, typename Of::Element* panel) {
     for (int first = 0; first < map.count; first += PANEL) {
         int count = std::min(PANEL, map.count - first);
         for (int t = 0; t < tokens; t += W) {
             vec sum = first ? load(sums + t) : vec{};
-            for (int p = 0; p < count; p += 2) {
-                vec pair[2] = {};
-                for (int i = 0; i < std::min(2, count - p); i++) {
+            for (int p = 0; p < count; p += Of::STEPS) {
+                vec feature[Of::STEPS] = {};
+                for (int i = 0; i < std::min(Of::STEPS, count - p); i++) {
                     int at = first + p + i;
-                    pair[i] = load(table + map.left[at] * tokens + t) * load(table + map.right[at] * tokens + t);
-                    sum += pair[i] * norm[at];
+                    feature[i] = load(table + map.left[at] * tokens + t) * load(table + map.right[at] * tokens + t);
+                    sum += feature[i] * norm[at];
                 }
-                store_pairs(panel + p / 2 * tokens + t, pair[0], pair[1]);
+                Of::put_across(panel + p / Of::STEPS * tokens + t, feature);
             }
             store(sums + t, sum);
         }
-        product(tokens, ld, (count + 1) / 2, side_by_side(panel, tokens), matrix + first / 2 * ld, ld, out, ld,
-                first > 0);
+        product(tokens, ld, (count + Of::STEPS - 1) / Of::STEPS, side_by_side(panel, tokens),
+                matrix + first / Of::STEPS * ld, ld, out, ld, first > 0);
     }
 }
-#endif
 
 // Gradient of the table's rows, into `dtable` (zeroed here), of sum_t values_t . (matrix^T features_t) + weight_t (norm
 // . features_t), with the values (ld x tokens) transposed and weight null for 1; `turned` (ld x PANEL) is room for some

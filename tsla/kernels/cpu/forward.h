@@ -55,14 +55,13 @@ struct Sums {
 
 // States of units or of parts of them, as they lie in memory between two parallel loops: (count, f, e) and (count, f).
 struct Partial {
+    const Job& job;
     std::vector<float> kv, z;
-    int64_t each_kv, each_z;
 
-    Partial(const Job& job, int64_t count)
-        : kv(count * job.f * job.c.e), z(count * job.f), each_kv(job.f * job.c.e), each_z(job.f) {}
+    Partial(const Job& job, int64_t count) : job(job), kv(count * job.each_kv()), z(count * job.each_z()) {}
 
-    float* kv_of(int64_t i) { return kv.data() + i * each_kv; }
-    float* z_of(int64_t i) { return z.data() + i * each_z; }
+    float* kv_of(int64_t i) { return kv.data() + i * job.each_kv(); }
+    float* z_of(int64_t i) { return z.data() + i * job.each_z(); }
 };
 
 inline float* at(float* p, int64_t index, int64_t each) {
@@ -75,7 +74,6 @@ inline const float* at(const float* p, int64_t index, int64_t each) {
 struct Forward {
     const Job& job;
     const Call& c = job.c;
-    int64_t each_kv = job.f * c.e, each_z = job.f;
 
     // Sums of keys and values begin ... end, those of gated attention decayed to the end. Returns by how much they
     // decay.
@@ -104,23 +102,24 @@ struct Forward {
         if (sums.pairs) {
             auto* values = reinterpret_cast<uint32_t*>(block.columns);  // which the forward pass leaves unused
             pair_rows(block.values, block.tokens, job.e, values);
-            accumulate(job.keys, block.table, block.tokens, values, sums.state, reinterpret_cast<uint32_t*>(panel));
+            accumulate<Pairs>(job.keys, block.table, block.tokens, values, nullptr, sums.state,
+                              reinterpret_cast<uint32_t*>(panel));
             return;
         }
 #endif
-        accumulate(job.keys, block.table, block.tokens, block.values, gates.writes(), sums.state, panel);
+        accumulate<Floats>(job.keys, block.table, block.tokens, block.values, gates.writes(), sums.state, panel);
     }
 
     // What queries read of a settled state.
     void look_up(const Sums& sums, const Block& block, float* out, float* den, float* panel) const {
 #ifdef __AVX512BF16__
         if (sums.pairs) {
-            read(job.queries, block.table, block.tokens, sums.pairs, job.e, sums.z, out, den,
-                 reinterpret_cast<uint32_t*>(panel));
+            read<Pairs>(job.queries, block.table, block.tokens, sums.pairs, job.e, sums.z, out, den,
+                        reinterpret_cast<uint32_t*>(panel));
             return;
         }
 #endif
-        read(job.queries, block.table, block.tokens, sums.state.matrix, job.e, sums.z, out, den, panel);
+        read<Floats>(job.queries, block.table, block.tokens, sums.state.matrix, job.e, sums.z, out, den, panel);
     }
 
     // What the queries of one head read of a settled state: bidirectional attention.
@@ -170,13 +169,13 @@ struct Forward {
 
     // The state of unit `i`, from the keys or from sums of their parts, settled, and saved if it is asked for.
     void whole_keys(Sums& sums, int64_t i, int64_t parts, Partial* partial) const {
-        sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
+        sums.add(job, at(c.kv0, i, job.each_kv()), at(c.z0, i, job.each_z()));
         if (partial)
             for (int64_t p = 0; p < parts; p++)
                 sums.add(job, partial->kv_of(i * parts + p), partial->z_of(i * parts + p));
         else keys_into(sums, job.unit(i), {0, c.m}, BLOCK);
         sums.settle();
-        sums.save(job, at(c.kv1, i, each_kv), at(c.z1, i, each_z));
+        sums.save(job, at(c.kv1, i, job.each_kv()), at(c.z1, i, job.each_z()));
     }
 
     // Causal attention over a range, chunk by chunk; `sums` is the state before it and becomes the one after.
@@ -211,9 +210,9 @@ struct Forward {
         if (parts == 1) {
             in_parallel(job, units, [&](int64_t i) {
                 Sums sums(job, Scratch::own());
-                sums.add(job, at(c.kv0, i, each_kv), at(c.z0, i, each_z));
+                sums.add(job, at(c.kv0, i, job.each_kv()), at(c.z0, i, job.each_z()));
                 scan(sums, job.unit(i), {0, c.n});
-                sums.save(job, at(c.kv1, i, each_kv), at(c.z1, i, each_z));
+                sums.save(job, at(c.kv1, i, job.each_kv()), at(c.z1, i, job.each_z()));
             });
             return;
         }
@@ -222,7 +221,8 @@ struct Forward {
             Sums sums(job, Scratch::own());
             sums.add(job, before.kv_of(i), before.z_of(i));
             scan(sums, job.unit(i / parts), part_of(c.n, parts, i % parts, CHUNK));
-            if (i % parts == parts - 1) sums.save(job, at(c.kv1, i / parts, each_kv), at(c.z1, i / parts, each_z));
+            if (i % parts == parts - 1)
+                sums.save(job, at(c.kv1, i / parts, job.each_kv()), at(c.z1, i / parts, job.each_z()));
         });
     }
 
@@ -240,7 +240,7 @@ struct Forward {
         Partial before(job, units * parts);
         in_parallel(job, units, [&](int64_t u) {
             Sums sums(job, Scratch::own());
-            sums.add(job, at(c.kv0, u, each_kv), at(c.z0, u, each_z));
+            sums.add(job, at(c.kv0, u, job.each_kv()), at(c.z0, u, job.each_z()));
             for (int64_t i = u * parts; i < (u + 1) * parts; i++) {
                 sums.save(job, before.kv_of(i), before.z_of(i));
                 if (i + 1 == (u + 1) * parts) break;
@@ -259,13 +259,7 @@ struct Forward {
 
     void all_pairs(const Unit& u, int64_t parts, int64_t part) const {
         Scratch& scratch = Scratch::own();
-        std::vector<Block> keys;
-        for (int64_t t = 0; t < c.m; t += BLOCK) {
-            keys.emplace_back(job, job.keys, BLOCK, scratch);
-            int count = int(std::min<int64_t>(BLOCK, c.m - t));
-            load_keys(job, u, t, count, keys.back());
-            load_values(job, u, t, count, keys.back(), false);
-        }
+        std::vector<Block> keys = all_keys(job, u, false, scratch);
         Block queries(job, job.queries, BLOCK, scratch);
         float *panel = scratch.take(STRIP * LINE), *out = scratch.take(BLOCK * job.e), *den = scratch.take(BLOCK);
         const float* decay = decays(u, scratch);

@@ -13,32 +13,40 @@ namespace tsla {
 struct Floats {
     using Element = float;
     using Vector = vec;
+    static constexpr int STEPS = 1;
     static Vector get(const float* p) { return load(p); }
     static Vector spread(float x) { return all(x); }
     static vec add(vec sum, Vector left, Vector right) { return sum + left * right; }
+    static void put_along(float* p, vec x) { store(p, x); }           // W steps of one row of the left side
+    static void put_across(float* p, const vec* x) { store(p, *x); }  // W rows of it, at STEPS steps
 };
 
 #ifdef __AVX512BF16__
 struct Pairs {
     using Element = uint32_t;
     using Vector = __m512bh;
+    static constexpr int STEPS = 2;
     static Vector get(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
     static Vector spread(uint32_t x) { return (__m512bh)_mm512_set1_epi32(int(x)); }
     static vec add(vec sum, Vector left, Vector right) { return (vec)_mm512_dpbf16_ps((__m512)sum, left, right); }
+    static void put_along(uint32_t* p, vec x) {
+        __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+        std::memcpy(p, &half, sizeof half);
+    }
+    static void put_across(uint32_t* p, const vec* x) {  // the first of each pair in the lower half
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x[0]));
+        __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x[1]));
+        _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
 };
-
-// The bfloat16 of a in the lower half of each pair, those of b in the upper.
-inline void store_pairs(uint32_t* p, vec a, vec b) {
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)a));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)b));
-    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-}
 
 // Rows 2 i and 2 i + 1 of a matrix become row i of pairs; an odd last one is paired with zeros.
 inline void pair_rows(const float* rows, int count, int ld, uint32_t* pairs) {
     for (int r = 0; r < count; r += 2, pairs += ld)
-        for (int i = 0; i < ld; i += W)
-            store_pairs(pairs + i, load(rows + r * ld + i), r + 1 < count ? load(rows + (r + 1) * ld + i) : vec{});
+        for (int i = 0; i < ld; i += W) {
+            vec both[] = {load(rows + r * ld + i), r + 1 < count ? load(rows + (r + 1) * ld + i) : vec{}};
+            Pairs::put_across(pairs + i, both);
+        }
 }
 #endif
 
