@@ -14,6 +14,11 @@ MARKS = "<!-- bench -->", "<!-- /bench -->"
 
 Row = dict[str, str]
 
+ALONE = """\
+Some of them in a process of their own. What works in large tensors depends on whether it finds memory that another has
+freed, as above, or must ask the system for each, as here:\
+"""
+
 
 def rows(name: str, folder: Path) -> list[Row]:
     """A CSV file; nothing, if it was not made."""
@@ -76,8 +81,8 @@ def short(found: Sequence[Row]) -> str:
 def long(found: Sequence[Row]) -> str:
     """Time, rate and memory of both passes over long sequences."""
     body = [
-        [f"`{row['implementation']}`", f"{int(row['length']):,}", time(row, None), f"{float(row['of_matmul']):.2f}",
-         f"{float(row['extra_bytes']) / 2**20:,.0f} MiB"]
+        [f"`{row['implementation']}`" + (", causal" if row["causal"] == "True" else ""), f"{int(row['length']):,}",
+         time(row, None), f"{float(row['of_matmul']):.2f}", f"{float(row['extra_bytes']) / 2**20:,.0f} MiB"]
         for row in found if row["extra_bytes"] and row["gflops"]
     ]  # fmt: skip
     size = f"{found[0]['heads']} heads, d={found[0]['d']} e={found[0]['e']}, both passes" if found else ""
@@ -106,7 +111,7 @@ def decode(found: Sequence[Row]) -> str:
             ratio = float(cached["seconds"]) / float(own["seconds"])
             body.append([f"{int(context):,}", *(f"{1e3 * float(row['seconds']):.2f} ms" for row in (own, cached)),
                          f"× {ratio:.1f}"])  # fmt: skip
-    headings = ["one token after", "`auto`, from its state", "SDPA, with a cache of keys and values", ""]
+    headings = ["a token, of 16 after", "`auto`, from its state", "SDPA, with a cache of keys and values", ""]
     return markdown(headings, body) if body else ""
 
 
@@ -127,9 +132,13 @@ def others(folder: Path) -> list[str]:
     loops = [f"Our training loop over a bare one: × {float(row['fit']) / float(row['bare']):.2f} tokens/s."
              for row in rows("loop", folder)]  # fmt: skip
     steps = [*rows("model", folder), *rows("model", folder / "batch")]
-    both, ratios = long(rows("attention", folder / "long")), variants(rows("variants", folder))
-    brief = short(rows("attention", folder / "short"))
-    return [part for part in (brief, both, ratios, decode(rows("decode", folder)), model(steps), *loops) if part]
+    both = long([*rows("attention", folder / "long"), *rows("attention", folder / "long" / "causal")])
+    brief, ratios = short(rows("attention", folder / "short")), variants(rows("variants", folder))
+    own = rows("attention", folder / "alone")
+    alone = [ALONE, "\n".join(attention(own))] if own else []
+    return [
+        part for part in (*alone, brief, both, ratios, decode(rows("decode", folder)), model(steps), *loops) if part
+    ]
 
 
 def table(folder: Path) -> str:

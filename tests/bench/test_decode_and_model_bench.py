@@ -10,16 +10,18 @@ from script_files import load_script
 import tsla.bench.decode
 import tsla.bench.model
 from tsla import cli
-from tsla.bench.decode import Setting, decoders
+from tsla.bench.decode import LAYER, TOKENS, Setting, _of_one, decoders
 from tsla.bench.loop import over_bare
 from tsla.bench.model import Size, encoder, error_of, mixers, step_of
 from tsla.bench.options import parse_attention, parse_decode, parse_model
 from tsla.bench.peers import implementations
+from tsla.bench.timing import Timing
 from tsla.mixers import SoftmaxAttention
 
 from .conftest import read
 
 SIZE = Size(dim=16, depth=1, heads=2, head_dim=8, batch=2, causal=False, length=24)
+FOLDERS = ("", "alone", "short", "long", "long/causal", "batch")  # of docs/results/bench, which the table is made from
 DECODE = ["bench", "decode", "width=12", "heads=2", "d=4", "context=30,50", "seconds=0", "threads=1", "out=o"]
 MODEL = ["bench", "model", "dim=16", "depth=1", "heads=2", "head_dim=8", "length=16,24", "seconds=0", "threads=1",
          "memory=false", "out=o"]  # fmt: skip
@@ -30,15 +32,16 @@ pytestmark = pytest.mark.usefixtures("few_rounds")
 def test_decoding(capsys):
     assert cli.main(DECODE) == 0
     out = capsys.readouterr().out
-    assert "one token after a context" in out and "tsla-0.2.0: causal needs pytorch-fast-transformers" in out
+    assert "a token after a context" in out and "tsla-0.2.0: causal needs pytorch-fast-transformers" in out
     rows = read("o/decode.csv")
-    assert [row["context"] for row in rows[::4]] == ["30", "50"]
+    assert [row["context"] for row in rows[::5]] == ["30", "50"]
     measured = [row for row in rows if not row["problem"]]
-    assert {row["implementation"] for row in measured} == {"auto", "linear", "sdpa"}
+    assert {row["implementation"] for row in measured} == {"auto", "linear", "sdpa", LAYER}
     assert all(0 < float(row["error"]) < 1e-5 and float(row["seconds"]) > 0 for row in measured)
     sizes = {(row["implementation"], row["context"]): int(row["state_bytes"]) for row in measured}
     assert sizes["linear", "30"] == sizes["linear", "50"] == 4 * 2 * 15 * (6 + 1)  # f = C(4 + 2, 2)
-    assert sizes["sdpa", "50"] == 4 * 2 * 51 * (6 + 6)
+    assert sizes[LAYER, "30"] == sizes["linear", "30"]
+    assert sizes["sdpa", "50"] == 4 * 2 * (50 + TOKENS) * (6 + 6)
     assert "| implementation | context | error | time | sdpa × | state MiB |" in Path("o/decode.md").read_text()
     assert Path("o/decode.png").stat().st_size > 5000
 
@@ -56,9 +59,18 @@ def test_a_decoder_that_is_wrong_has_no_time(monkeypatch):
     assert rows["sdpa"]["seconds"]
 
 
-def test_softmax_decodes_from_a_cache_that_it_fills():
-    decoder = decoders()["sdpa"](Setting(4, 6, 2, 1, 20))
-    torch.testing.assert_close(decoder.step().double(), decoder.right, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("name", ["auto", "sdpa", LAYER])
+def test_every_token_in_a_row_is_right_in_every_round(name):
+    """From where the context ends, each time: neither a state nor a cache keeps what the round before wrote."""
+    decoder = decoders()[name](Setting(4, 6, 2, 2, 20))
+    for _ in range(2):
+        out = decoder.steps()
+        assert out.shape[-2] == TOKENS
+        torch.testing.assert_close(out.double(), decoder.right, rtol=1e-5, atol=1e-5)
+
+
+def test_the_time_is_of_one_token():
+    assert _of_one(Timing(1.6, 0.8, 3.2, 5)) == pytest.approx((0.1, 0.05, 0.2, 5))
 
 
 def test_training_steps(capsys):
@@ -119,15 +131,20 @@ def test_the_table_of_the_readme():
     script, out = load_script("bench_table"), Path("o")
     assert cli.main(["bench", "attention", "d=4,2", "e=4", "heads=2", "length=32,40", "compile=", "memory=false",
                      "long=16", "seconds=0", "out=o", "only=auto,sdpa"]) == 0  # fmt: skip
-    assert cli.main(["bench", "attention", "d=4", "e=4", "heads=2", "length=64", "backward=true", "compile=", "long=0",
-                     "seconds=0", "out=o/long", "only=auto"]) == 0  # fmt: skip
+    small = ["bench", "attention", "d=4", "e=4", "heads=2", "compile=", "long=0", "seconds=0", "only=auto"]
+    assert cli.main([*small, "length=64", "backward=true", "out=o/long"]) == 0
+    assert cli.main([*small, "length=50", "backward=true", "causal=true", "out=o/long/causal"]) == 0
+    assert cli.main([*small, "length=48", "memory=false", "out=o/alone"]) == 0
     assert cli.main(DECODE) == 0
     table = script.table(out)
     assert (
         "| 40 tokens, 2 heads | error | d=4 e=4, forward | d=4 e=4, both | d=2 e=4, forward | d=2 e=4, both |" in table
     )
-    assert table.count("(× 1.00)") == 4 and "| causal over bidirectional | × " in table
+    assert table.count("(× 1.00)") == 6 and "| causal over bidirectional | × " in table
     assert "memory beyond inputs" in table and "\n| 50 | " in table
+    assert (
+        "\n| `auto`, causal | 50 | " in table and "in a process of their own" in table and "\n| 48 tokens, 2" in table
+    )
     page = script.replaced("a\n<!-- bench -->\nold\n<!-- /bench -->\nb", table)
     assert page.startswith("a\n<!-- bench -->\n") and page.endswith("\n<!-- /bench -->\nb") and "old" not in page
     with pytest.raises(ValueError, match="once each"):
@@ -136,13 +153,13 @@ def test_the_table_of_the_readme():
 
 
 def test_make_bench_runs_commands_that_are_there():
-    """Their options parse, and `only` names what there is; both folders are those the table is made from."""
+    """Their options parse, and `only` names what there is; their folders are those the table is made from."""
     parsers = {"attention": parse_attention, "model": parse_model, "decode": parse_decode}
     script = load_script("bench_table")
     lines = (script.ROOT / "scripts" / "bench.sh").read_text().replace("$out", "docs/results/bench").splitlines()
     commands = [shlex.split(line)[2:] for line in lines if line.startswith("tsla bench ")]
     asked = [parsers[name](options) for name, *options in commands]
-    assert [name for name, *_ in commands] == ["attention"] * 5 + ["model"] * 2 + ["decode"]
+    assert [name for name, *_ in commands] == ["attention"] * 7 + ["model"] * 2 + ["decode"]
     names = [name for (kind, *_), one in zip(commands, asked, strict=True) if kind == "attention" for name in one.only]
     assert all(name in implementations() for name in names)
-    assert {script.ROOT / one.out for one in asked} >= {script.FOLDER / name for name in ("", "long", "batch")}
+    assert {script.ROOT / one.out for one in asked} >= {script.FOLDER / name for name in FOLDERS}

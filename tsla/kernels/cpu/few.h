@@ -53,17 +53,25 @@ struct Few {
             for (int v = 0; v < V; v++) store(out + t * step + v * W, sum[t][v]);
     }
 
+    // Columns i ... i + V W of the state.
+    template <int N, int V>
+    void some(int i, const float* kv, float* kv_after, const New& x, float* out) const {
+        int e = int(c.e);
+        New here{x.keys, x.queries, x.values + i, x.keep};
+        columns<N, V>(job.f, e, std::min(W, e - i - (V - 1) * W), job.e, kv ? kv + i : nullptr, kv_after + i, here,
+                      out + i);
+    }
+
     template <int N>
     void pass(const float* kv, const float* z, float* kv_after, float* z_after, const New& x, float* out,
               float* den) const {
-        int e = int(c.e);
-        for (int i = 0; i < job.e; i += 2 * W) {
-            New here{x.keys, x.queries, x.values + i, x.keep};
-            const float* before = kv ? kv + i : nullptr;
-            if (i + W < job.e)
-                columns<N, 2>(job.f, e, std::min(W, e - i - W), job.e, before, kv_after + i, here, out + i);
-            else columns<N, 1>(job.f, e, std::min(W, e - i), job.e, before, kv_after + i, here, out + i);
-        }
+        constexpr int WIDE = N <= 2 ? 4 : 2;  // vectors at a time: the more, the longer each run through memory
+        int left = job.e / W;
+        for (int i = 0; left >= WIDE; left -= WIDE, i += WIDE * W) some<N, WIDE>(i, kv, kv_after, x, out);
+        int i = job.e - left * W;
+        if constexpr (WIDE == 4)
+            if (left >= 2) some<N, 2>(i, kv, kv_after, x, out), left -= 2, i += 2 * W;
+        if (left) some<N, 1>(i, kv, kv_after, x, out);
         std::fill(den, den + N, 0.0f);
         for (int p = 0; p < job.f; p++) {
             float s = z ? z[p] : 0.0f;
