@@ -206,7 +206,7 @@ def test_compiled_checkpointed_and_under_autocast_it_is_the_same(causal):
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"direct": True, "keep_state": False}], ids=str)
 def test_the_operators_keep_torchs_rules(options):
-    from tsla.kernels.cpu import taylor as kernels
+    from tsla.kernels import taylor as kernels
 
     assert kernels.taylor
     inputs = [x.requires_grad_() for x in qkv(n=20, dtype=torch.float32).values()]

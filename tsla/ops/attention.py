@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops import native
+from tsla.ops import compiled, gpu, native
 from tsla.ops.center import mean_scores
 from tsla.ops.checks import (
     check_center,
@@ -29,7 +29,7 @@ from tsla.ops.packing import attend_packed
 from tsla.ops.scan import DEFAULT_CHUNK, causal_scan, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
-FORMS = ("auto", "direct", "linear", "native")
+FORMS = ("auto", "direct", "linear", "native", "triton")
 TORCH_FORMS = ("auto", "direct", "linear")  # of features that are given
 CHOOSE = ("auto", "native")  # by length between all pairs and sums
 STRONGEST = -200.0  # exp of it is nothing beside any weight, and sums of it are still exact, as those of -inf are not
@@ -69,8 +69,9 @@ def taylor_attention(
         state: what earlier calls have seen (their returned state).
         return_state: return the state after the last key; None means True when causal, else False.
         impl: ``"direct"`` (n x m weights) or ``"linear"`` (feature sums) in torch; ``"native"``: the faster of both by
-            `crossover`, by the compiled kernels (order 2, d <= 64, on the CPU, no float64); ``"auto"``: native where
-            that can be, else the faster one in torch.
+            `crossover`, by the compiled kernels (order 2, d <= 64, on the CPU, no float64); ``"triton"``: the linear
+            form by Triton's kernels (the same, on a GPU); ``"auto"``: native on the CPU and triton on a GPU where that
+            can be, else the faster one in torch.
         crossover: the length from which auto and native take the linear form; for n != m, n m is held against it times
             the mean of n and m. None: as `tsla bench crossover` has measured it on this machine, else
             `taylor_crossover`.
@@ -83,6 +84,7 @@ def taylor_attention(
     Raises:
         ValueError: shapes, types or options that do not fit together, naming the value and what is allowed.
         NativeError: ``impl="native"`` without a compiler.
+        ModuleNotFoundError: ``impl="triton"`` without Triton.
     """
     check_order(order)
     check_qkv(q, k, v, causal, key_mask)
@@ -97,21 +99,21 @@ def taylor_attention(
         return attend_packed(each, q, k, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, d), (m, e) = q.shape[-2:], v.shape[-2:]
     scale = d**-0.5 if scale is None else scale
-    compiled = check_choice("impl", impl, FORMS) in CHOOSE and _takes_native(
-        impl, native.why_not(q, k, v, order, scale, (key_mask, log_decay, *(state or ()))), chunk_size
-    )
-    if crossover is None and impl in CHOOSE:
+    check_choice("impl", impl, FORMS)
+    form = _compiled_form(impl, q, k, v, order, scale, (key_mask, log_decay, *(state or ())), chunk_size)
+    if crossover is None and impl in CHOOSE and form != "triton":
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         crossover = auto_crossover(
-            d, e, order=order, causal=causal, backward=learns, device=q.device.type, native=compiled
+            d, e, order=order, causal=causal, backward=learns, device=q.device.type, native=form == "native"
         )  # fmt: skip
     short = crossover is not None and 2 * n * m <= (n + m) * crossover
-    if compiled:
+    if form:
         keep = causal if return_state is None else return_state
         check_kernel_options(q, k, v, causal, log_decay, state, keep, taylor_feature_dim(d, order=order), DEFAULT_CHUNK)
-        out = native.attend(
+        out = compiled.attend(
             q, k, v, kernel, scale=scale, causal=causal, key_mask=key_mask, gates=_gates(log_decay, q, key_mask),
             centered=center == "mean", state=state, keep_state=keep, normalize=normalize, short=short,
+            form=form,
         )  # fmt: skip
     else:
         out = _attend(
@@ -160,23 +162,29 @@ def linear_attention(
     return Attended(out.output.to(fq.dtype), out.state)
 
 
-def _takes_native(impl: str, reason: str, chunk_size: int | None) -> bool:
-    """Whether the compiled kernels do it: where they can if it is left to us, and always if they are asked for.
-
-    `reason` tells what keeps the inputs from it, if anything does.
+def _compiled_form(
+    impl: str, q: Tensor, k: Tensor, v: Tensor, order: int, scale: float | None, others: Sequence[Tensor | None],
+    chunk_size: int | None,
+) -> str:  # fmt: skip
+    """``"native"`` or ``"triton"`` if those kernels do it, where they can if it is left to us, or are asked for; or "".
 
     Raises:
         ValueError: they are asked for and cannot do it.
-        NativeError: they are asked for and there are none.
+        NativeError, ModuleNotFoundError: they are asked for and are not there.
     """
+    name = impl if impl in ("native", "triton") else "triton" if q.is_cuda else "native"
+    kernels = gpu if name == "triton" else native
+    if impl not in ("auto", name):
+        return ""
+    reason = kernels.why_not(q, k, v, order, scale, others)
     if not reason and chunk_size is not None:
         reason = f"chunk_size ({chunk_size}) must be None: the blocks are fixed"
-    if impl == "native":
+    if impl == name:
         if reason:
-            raise ValueError(f"impl='native' cannot do this: {reason}")
-        native.require()
-        return True
-    return not reason and not torch.compiler.is_exporting() and native.ready()
+            raise ValueError(f"impl={impl!r} cannot do this: {reason}")
+        kernels.require()
+        return name
+    return name if not reason and not torch.compiler.is_exporting() and kernels.ready() else ""
 
 
 def _attend(

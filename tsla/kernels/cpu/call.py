@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tsla.compiler import NativeError
+from tsla.kernels.taylor import Inputs
 from tsla.native import load
 
 
@@ -44,25 +45,17 @@ def strided(x: Tensor) -> Strided:
     return Strided(x.data_ptr(), batch, head, token, x.dtype == torch.bfloat16)
 
 
-def rows(x: Tensor) -> Tensor:
-    """`x` itself if its rows are contiguous, else a copy for which they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def make_call(
-    q: Tensor, k: Tensor, v: Tensor, states: int, mask: Tensor | None, gates: Tensor | None, shift: Tensor | None,
-    kv: Tensor | None, z: Tensor | None, scale: float, coefficients: list[float],
-) -> Call:  # fmt: skip
-    """What both passes need; q, k and v with contiguous rows."""
-    (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
-    flat, slope, curve = coefficients
-    call = Call(b, h, g, states, n, m, d, v.shape[-1], threads=torch.get_num_threads(), scale=scale, flat=flat,
-                slope=slope, curve=curve)  # fmt: skip
-    fill(call, q=q, k=k, v=v, mask=mask, gates=gates, shift=shift, kv0=kv, z0=z)
+def make_call(x: Inputs) -> Call:
+    """What both passes need."""
+    (b, h, n, d), (g, m) = x.q.shape, x.k.shape[1:3]
+    flat, slope, curve = x.coefficients
+    call = Call(b, h, g, x.states, n, m, d, x.v.shape[-1], x.causal, x.direct, x.normalize, torch.get_num_threads(),
+                scale=x.scale, flat=flat, slope=slope, curve=curve)  # fmt: skip
+    fill(call, q=x.q, k=x.k, v=x.v, mask=x.mask, gates=x.gates, shift=x.shift, kv0=x.kv, z0=x.z)
     return call
 
 
-def fill(call: Call, **fields: Tensor | bool | None) -> None:
+def fill(call: Call, **fields: Tensor | None) -> None:
     """Set fields; the call keeps what it points at, so that a copy made here lives as long."""
     for name, value in fields.items():
         if isinstance(value, Tensor):
@@ -74,8 +67,6 @@ def fill(call: Call, **fields: Tensor | bool | None) -> None:
                 value = value.contiguous()
                 setattr(call, name, value.data_ptr())
             call.held.append(value)
-        elif value is not None:
-            setattr(call, name, value)
 
 
 def run(name: str, call: Call) -> None:

@@ -1,0 +1,98 @@
+"""What the GPU kernels share: how they load tokens, count tiles and weigh pairs."""
+
+import triton
+import triton.language as tl
+
+from tsla.kernels.triton.layout import TILE as _TILE
+
+TILE = tl.constexpr(_TILE)
+
+
+@triton.jit
+def load_tile(base, at, stride, real, tile, D: tl.constexpr, OPERAND: tl.constexpr):
+    """16 of the head's numbers of some tokens ``(tokens, 16)``; 0 beyond its width and where a token is not real."""
+    place = tile * TILE + tl.arange(0, TILE)
+    inside = real[:, None] & (place < D)[None, :]
+    return tl.load(base + at[:, None] * stride + place[None, :], mask=inside, other=0.0).to(OPERAND)
+
+
+@triton.jit
+def load_column(base, at, stride, real, place, D: tl.constexpr, OPERAND: tl.constexpr):
+    """One of the head's numbers of some tokens ``(tokens,)``."""
+    return tl.load(base + at * stride + place, mask=real & (place < D), other=0.0).to(OPERAND)
+
+
+@triton.jit
+def load_rows(base, at, stride, real, first, width, WIDTH: tl.constexpr):
+    """Numbers first ... first + WIDTH of some tokens, as they are; 0 from `width` on."""
+    place = first + tl.arange(0, WIDTH)
+    return tl.load(base + at[:, None] * stride + place[None, :], mask=real[:, None] & (place < width)[None, :], other=0)
+
+
+@triton.jit
+def load_state(kv, row, step, e, first, WIDTH: tl.constexpr, OPERAND: tl.constexpr):
+    """Rows `row`, `row` + step ... of a state ``(16, WIDTH)``."""
+    place = first + tl.arange(0, WIDTH)
+    rows = row + step * tl.arange(0, TILE)
+    return tl.load(kv + rows[:, None] * e + place[None, :], mask=(place < e)[None, :], other=0.0).to(OPERAND)
+
+
+@triton.jit
+def tiles_of_pair(pair, TILES: tl.constexpr):
+    """The tiles I <= J of a pair by its number."""
+    left = pair * 0
+    right = pair
+    for row in tl.static_range(1, TILES):
+        beyond = right >= TILES
+        left += tl.where(beyond, 1, 0)
+        right = tl.where(beyond, right - TILES + row, right)
+    return left, right
+
+
+@triton.jit
+def pair_of_tiles(left, right, TILES: tl.constexpr):
+    """The number of the pair of two tiles, I <= J."""
+    return left * TILES - left * (left - 1) // 2 + right - left
+
+
+@triton.jit
+def weigh(x, flat, slope, curve):
+    """flat + slope x + curve x^2 / 2."""
+    return flat + x * (slope + 0.5 * curve * x)
+
+
+@triton.jit
+def gate(visible, later, earlier):
+    """How much of what was written at `earlier` is left at `later`, by running sums of log gates; 0 if not visible."""
+    return tl.where(visible, tl.exp(tl.where(visible, later - earlier, 0.0)), 0.0)
+
+
+@triton.jit
+def around(
+    shift, row, real, flat_c, slope_c, curve_c, TOKENS: tl.constexpr, SHIFTED: tl.constexpr
+):  # fmt: skip
+    """Each query's shift m, and flat and slope of its polynomial P(x - m) = level + rise x + curve x^2 / 2."""
+    centre = tl.zeros((TOKENS,), tl.float32)
+    if SHIFTED:
+        centre = tl.load(shift + row, mask=real, other=0.0)
+    level = flat_c + centre * (0.5 * curve_c * centre - slope_c)
+    return centre, tl.where(real, level, 0.0), tl.where(real, slope_c - curve_c * centre, 0.0)
+
+
+@triton.jit
+def real_keys(mask, batch, at, end, m, MASKED: tl.constexpr):
+    """Which keys before `end` are not masked."""
+    real = at < end
+    if MASKED:
+        real = real & (tl.load(mask + batch * m + at, mask=real, other=0) != 0)
+    return real
+
+
+@triton.jit
+def scores_of(
+    own, other, at, stride, real, scale, D: tl.constexpr, BROAD: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scaled products of some tokens' heads, loaded before, with those of other tokens."""
+    heads = load_rows(other, at, stride, real, 0, D, BROAD).to(OPERAND)
+    return tl.dot(own, tl.trans(heads), input_precision=PRECISION) * scale
