@@ -48,7 +48,7 @@ def test_the_command(capsys, monkeypatch):
     ]  # fmt: skip
     assert list(rows[0]) == [
         *Case._fields, "implementation", "computes", "problem", "error", "seconds", "quartile_1", "quartile_3",
-        "rounds", "gflops", "of_matmul", "extra_bytes",
+        "rounds", "gflops", "of_matmul", "extra_bytes", "by",
     ]  # fmt: skip
     for row in rows:
         assert row["problem"] == "" and 0 < float(row["error"]) < 1e-5 and row["rounds"] == "2"
@@ -186,7 +186,7 @@ def test_rates_count_packed_operations(monkeypatch):
 def test_variants_are_ratios_of_one_run(monkeypatch):
     asked = []
 
-    def fake(runs, seconds):
+    def fake(runs, seconds, device, dtype):
         asked.append([[tuple(x.shape) for x in run()] for run in runs.values()])
         return {"case": Timing(3.0, 3, 3, 1), "other": Timing(2.0, 2, 2, 1)}
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
-from tsla.bench.cases import Case, Implementation
+from tsla.bench.cases import CUDA, Case, Implementation
+from tsla.bench.cuda import check_gpu, described
 from tsla.bench.curves import Curve, draw_curves
 from tsla.bench.judge import Judged, judge
 from tsla.bench.options import AttentionOptions
-from tsla.bench.peers import OURS, implementations
+from tsla.bench.peers import implementations, ours
 from tsla.bench.variants import Against, variants
 from tsla.bench.writing import (
     COMPUTES,
+    NOTHING,
     PROBLEM,
     chosen,
     duration,
@@ -32,7 +34,13 @@ CAPTION = """\
 Errors are against each row's own formula in float64, the largest of output and gradients over the largest value; what
 is off by more has no time. Times are medians of rounds in turns with torch.mm, quartiles in brackets; rates count the
 operations of Taylor attention with packed features, 4 f (e + 1) per token and head (f = C(d + 2, 2)), three times that
-with the backward pass. Memory is the peak of a fresh process beyond inputs, output and gradients.\
+with the backward pass.\
+"""
+OF_A_PROCESS = "Memory is the peak of a fresh process beyond inputs, output and gradients."
+OF_A_GPU = """\
+Times are of events on the GPU, the L2 cache written over before each call: of the replay of a CUDA graph, or of calls
+from Python where the call could not be captured, so that they hold what Python takes to launch it. Memory is the peak
+of torch's allocator during a call beyond inputs, output and gradients.\
 """
 
 
@@ -40,15 +48,17 @@ def bench_attention(options: AttentionOptions, console: Console) -> int:
     """Measure, print, and write tables and figures; returns the exit status.
 
     Raises:
-        ConfigError: `only` names what is not there.
+        ConfigError: `only` names what is not there, or there is no GPU for ``device=cuda``.
         OSError: folders that cannot be written.
     """
-    wanted = chosen(options.only, implementations())
+    if options.device == CUDA:
+        check_gpu()
+    wanted = chosen(options.only, implementations(options.device))
     shapes = dict.fromkeys((case.d, case.e) for case in cases_of(options))
     make_room(options.out, "attention", "variants", *stems(shapes))
     judged: list[Judged] = []
     with using(options.threads):
-        machine = told(console)
+        machine = told(console, described(options.input_type) if options.device == CUDA else None)
         for case in cases_of(options):
             with console.status(case.named):
                 at = [one for one in wanted if not one.compiled or case.length in options.compile]
@@ -70,7 +80,7 @@ def cases_of(options: AttentionOptions) -> list[Case]:
     shapes = zip(*(x * (pairs if len(x) == 1 else 1) for x in (options.d, options.e)), strict=True)
     kv_heads = options.kv_heads or options.heads
     return [
-        Case(d, e, options.heads, kv_heads, options.batch, length, causal, backward, options.dtype)
+        Case(d, e, options.heads, kv_heads, options.batch, length, causal, backward, options.input_type, options.device)
         for (d, e), causal, backward, length in product(
             dict.fromkeys(shapes), options.causal, options.backward, options.length
         )
@@ -79,14 +89,14 @@ def cases_of(options: AttentionOptions) -> list[Case]:
 
 def _ours(options: AttentionOptions, wanted: Sequence[Implementation], console: Console) -> list[Against]:
     """Ours against ours, where it is asked for and ours is measured at all."""
-    first = next((one.name for one in wanted if one.name in OURS), None)
+    first = next((one.name for one in wanted if one.name in ours(options.device)), None)
     if not options.long or first is None:
         return []
     found = []
     for backward in options.backward:
         base = cases_of(options)[0]._replace(length=max(options.length), causal=False, backward=backward)
         with console.status(f"ours against ours, {'both passes' if backward else 'forward'}"):
-            found += variants(implementations()[first], base, options.long, options.seconds)
+            found += variants(implementations(options.device)[first], base, options.long, options.seconds)
     print_table(console, "ours against ours", variant_columns(found), left=3)
     return found
 
@@ -101,7 +111,7 @@ def row_of(one: Judged) -> dict[str, Any]:
         **one.case._asdict(), "implementation": one.name, "computes": one.computes, "problem": one.problem,
         "error": one.error, "seconds": time and time.median, "quartile_1": time and time.low,
         "quartile_3": time and time.high, "rounds": time and time.rounds, "gflops": one.rate and one.rate / 1e9,
-        "of_matmul": one.of_matmul, "extra_bytes": one.extra_bytes,
+        "of_matmul": one.of_matmul, "extra_bytes": one.extra_bytes, "by": one.by,
     }  # fmt: skip
 
 
@@ -114,7 +124,8 @@ def columns(judged: Sequence[Judged]) -> list[dict[str, str]]:
             "error": number(one.error, ".0e"), "time": duration(one.time),
             "× auto": number(one.time and ours and one.time.median / ours.median, ".2f"),
             "GFLOP/s": number(one.rate and one.rate / 1e9, ".1f"), "of mm": number(one.of_matmul, ".2f"),
-            "MiB": mebibytes(one.extra_bytes), PROBLEM: one.problem,
+            "MiB": mebibytes(one.extra_bytes), **({"by": one.by or NOTHING} if one.case.device == CUDA else {}),
+            PROBLEM: one.problem,
         }
         for one in judged
     ]  # fmt: skip
@@ -137,7 +148,8 @@ def page(judged: Sequence[Judged], against: Sequence[Against], machine: str) -> 
     cases: Mapping[Case, list[Judged]] = {one.case: [] for one in judged}
     for one in judged:
         cases[one.case].append(one)
-    parts = [f"# Attention\n\n{machine}.\n\n{CAPTION}"]
+    memory = OF_A_GPU if judged[0].case.device == CUDA else OF_A_PROCESS
+    parts = [f"# Attention\n\n{machine}.\n\n{CAPTION} {memory}"]
     parts += [f"## {case.named}\n\n{markdown(columns(rows))}" for case, rows in cases.items()]
     if against:
         parts.append(f"## Ours against ours\n\n{markdown(variant_columns(against))}")
@@ -155,7 +167,8 @@ def draw(judged: Sequence[Judged], out: Path) -> list[Path]:
         ]  # fmt: skip
         if points:
             named = judged[0].case._replace(d=d, e=e)
-            drawn.append(draw_curves(points, "tokens", f"Attention, {named.shape}", out / stem, thick=set(OURS)))
+            thick = set(ours(named.device))
+            drawn.append(draw_curves(points, "tokens", f"Attention, {named.shape}", out / stem, thick=thick))
     return drawn
 
 

@@ -10,11 +10,15 @@ from tsla.bench.exact import Exact
 from tsla.bench.forms import Form
 from tsla.ops import taylor_feature_dim
 
+CUDA = "cuda"  # the device of a case that is no CPU
 TAYLOR = "Taylor"  # what implementations of 1 + s + s^2 / 2 compute, whose rates can be compared
 
 
 class Case(NamedTuple):
-    """One kind of call: head dims d and e, query and key/value heads, sequences, tokens, direction, passes, type."""
+    """One kind of call: head dims d and e, query and key/value heads, sequences, tokens, direction, passes.
+
+    dtype: of the inputs.  device: ``"cpu"`` or ``"cuda"``.
+    """
 
     d: int
     e: int
@@ -25,6 +29,7 @@ class Case(NamedTuple):
     causal: bool
     backward: bool
     dtype: str = "float32"
+    device: str = "cpu"
 
     @property
     def shape(self) -> str:
@@ -76,11 +81,22 @@ class Implementation(NamedTuple):
 
 
 def inputs_of(case: Case) -> list[Tensor]:
-    """q, k and v of random numbers, the same at each call, in the type of the case."""
-    generator = torch.Generator().manual_seed(case.length)
+    """q, k and v of random numbers, the same at each call, in the type and on the device of the case."""
+    generator = torch.Generator(case.device).manual_seed(case.length)
     shapes = ((case.heads, case.d), (case.kv_heads, case.d), (case.kv_heads, case.e))
-    made = (torch.randn(case.batch, heads, case.length, width, generator=generator) for heads, width in shapes)
+    made = (
+        torch.randn(case.batch, heads, case.length, width, generator=generator, device=case.device)
+        for heads, width in shapes
+    )
     return [x.to(getattr(torch, case.dtype)) for x in made]
+
+
+def repeated(form: Form, case: Case) -> Form:
+    """For what knows no groups: keys and values once for every query head."""
+    times = case.heads // case.kv_heads
+    if times == 1:
+        return form
+    return lambda q, k, v: form(q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
 
 
 def operations(case: Case) -> int:

@@ -59,7 +59,7 @@ def of_features(
 
 def visible(rows: Tensor, m: int, causal: bool, window: int | None = None) -> Tensor:
     """Which of m keys the queries at `rows` see ``(rows, m)``."""
-    apart = rows[:, None] - torch.arange(m)
+    apart = rows[:, None] - torch.arange(m, device=rows.device)
     seen = apart >= 0 if causal else torch.ones_like(apart, dtype=torch.bool)
     return seen if window is None else seen & (apart.abs() <= window)
 

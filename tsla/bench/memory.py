@@ -46,6 +46,11 @@ def peak_bytes(call: Any) -> int:
     return memory.bytes
 
 
+def bytes_of(tensors: Any) -> int:
+    """Bytes of what some tensors lie in, in whatever lists and mappings, each once."""
+    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in _tensors(tensors)}.values())
+
+
 def _tensors(x: Any) -> Iterator[Tensor]:
     if isinstance(x, torch.Tensor):
         yield x
@@ -96,8 +101,7 @@ def _measure(answer: "Connection[Any, Any]", prepare: Callable[[], Callable[[], 
         CLEAR.write_text("5")  # the peak is from now on
         before = _status("VmRSS")
         out = call()
-        kept = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in _tensors(out)}.values())
-        answer.send(max(_status("VmHWM") - before - kept, 0))
+        answer.send(max(_status("VmHWM") - before - bytes_of(out), 0))
     except Exception:
         answer.send(None)
 

@@ -38,8 +38,9 @@ class AttentionOptions(NamedTuple):
 
     d, e: head dims, in pairs: d=16,32 e=64,32 are two shapes; a single one goes with all of the other.
     heads, kv_heads, batch: kv_heads None is heads.  length, causal, backward: every combination is measured.
-    dtype: of the inputs.  only: implementations; none means all.  compile: lengths at which the peers are measured
-    under `torch.compile` too.  memory: also the memory of a call, in a process of its own.
+    device: ``"cpu"`` or ``"cuda"``.  dtype: of the inputs; None is float32 on the CPU, bfloat16 on a GPU.
+    only: implementations; none means all.  compile: lengths at which the peers are measured under `torch.compile` too.
+    memory: also the memory of a call, on the CPU in a process of its own.
     long: length of the longest of ours against ours, 0: without these.  seconds: of rounds, at least, for each table.
     threads: of torch; None as it is.  out: folder of tables and figures.
     """
@@ -52,7 +53,8 @@ class AttentionOptions(NamedTuple):
     length: tuple[int, ...] = (1024, 4096)
     causal: tuple[bool, ...] = (False,)
     backward: tuple[bool, ...] = (False, True)
-    dtype: str = "float32"
+    device: str = "cpu"
+    dtype: str | None = None
     only: tuple[str, ...] = ()
     compile: tuple[int, ...] = (4096,)
     memory: bool = True
@@ -60,6 +62,11 @@ class AttentionOptions(NamedTuple):
     seconds: int = 2
     threads: int | None = None
     out: Path = Path("bench")
+
+    @property
+    def input_type(self) -> str:
+        """The type of the inputs, by its name."""
+        return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
 
 
 class ModelOptions(NamedTuple):
@@ -139,6 +146,7 @@ class Folder(NamedTuple):
 Rule = Whole | Flag | Choice | Words | Folder
 
 HEADS, THREADS, WIDTH = Whole(1, 1024), Whole(1, 1024, missing=True), Whole(1, 2**14)
+CPU_TYPES = ("float32", "bfloat16")
 LENGTHS, SECONDS = Whole(1, 2**20, many=True), Whole(0, 3600)
 COMMON: Mapping[str, Rule] = {
     "heads": HEADS, "batch": Whole(1, 4096), "only": Words(), "seconds": SECONDS, "threads": THREADS, "out": Folder(),
@@ -153,7 +161,7 @@ RULES: Mapping[type[tuple[Any, ...]], Mapping[str, Rule]] = {
     AttentionOptions: {
         **COMMON, "d": Whole(1, 1024, many=True, distinct=False), "e": Whole(1, 4096, many=True, distinct=False),
         "kv_heads": Whole(1, 1024, missing=True), "length": LENGTHS, "causal": Flag(many=True),
-        "backward": Flag(many=True), "dtype": Choice(("float32", "bfloat16")),
+        "backward": Flag(many=True), "device": Choice(("cpu", "cuda")), "dtype": Choice((*CPU_TYPES, "float16")),
         "compile": Whole(1, 2**20, many=True, missing=True), "long": Whole(0, 2**20),
     },
     ModelOptions: {
@@ -187,6 +195,8 @@ def parse_attention(arguments: Sequence[str]) -> AttentionOptions:
             problems.append(f"d ({len(d)} values) and e ({len(e)}) go in pairs: as many of one as of the other, or one")
         if options.kv_heads and options.heads % options.kv_heads:
             problems.append(f"kv_heads ({options.kv_heads}) must divide heads ({options.heads})")
+        if options.device == "cpu" and options.input_type not in CPU_TYPES:
+            problems.append(f"dtype ({options.dtype!r}) must be one of {', '.join(CPU_TYPES)} on the CPU")
         if options.long and options.long < 4 * options.heads:
             problems.append(f"long ({options.long}) must be 0, or at least 4 x heads ({4 * options.heads})")
         return problems

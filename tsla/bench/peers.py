@@ -1,7 +1,8 @@
 """The implementations that are compared: ours by their `impl`, torch's softmax, TaylorShift's formula, and packages.
 
 Packages are called where they take queries, keys and values, so that no projection is timed; they are imported when
-they are used, and none is needed. What cannot do a case, such as values wider than keys, raises `Unavailable`.
+they are used, and none is needed. What cannot do a case, such as values wider than keys, raises `Unavailable`. On a
+GPU the same are compared, those in plain torch as they are, and `tsla.bench.gpu_peers` beside them.
 """
 
 import contextlib
@@ -11,11 +12,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 
-from tsla.bench.cases import TAYLOR, Case, Implementation, Made, Unavailable
+from tsla.bench.cases import CUDA, TAYLOR, Case, Implementation, Made, Unavailable, repeated
 from tsla.bench.exact import exponential, of_features, of_scores, of_unit_vectors, second_order
-from tsla.bench.forms import Form
+from tsla.bench.gpu_peers import gpu_implementations
 from tsla.ops import taylor_attention
 from tsla.ops.attention import FORMS
 
@@ -24,15 +26,23 @@ COMPILED = "+compile"  # ends the names of what runs under torch.compile
 OURS = tuple(form for form in FORMS if form not in ("native", "triton"))  # auto is these where they can be
 
 
-def implementations() -> dict[str, Implementation]:
-    """All of them by name, ours first."""
+def ours(device: str = "cpu") -> tuple[str, ...]:
+    """Names of ours; on a GPU the Triton kernels too, where this version has them."""
+    return (*OURS, *(form for form in FORMS if form == "triton" and device == CUDA))
+
+
+def implementations(device: str = "cpu") -> dict[str, Implementation]:
+    """All of them on this device by name, ours first."""
+    forms = ours(device)
     peers = [
-        *(Implementation(impl, TAYLOR, partial(_ours, impl), _pairs if impl == "direct" else _none) for impl in OURS),
+        *(Implementation(impl, TAYLOR, partial(_ours, impl), _pairs if impl == "direct" else _none) for impl in forms),
         Implementation("tsla-0.2.0", TAYLOR, partial(_series, False), partial(_unpacked, 3)),
         Implementation("tsla-0.2.0-packed", TAYLOR, partial(_series, True), partial(_unpacked, 3)),
         Implementation("taylorshift", "TaylorShift", _taylorshift, partial(_unpacked, 2)),
         Implementation("sdpa", "softmax", _sdpa),
+        *([Implementation("sdpa-flash", "softmax", _sdpa_flash)] if device == CUDA else []),
         Implementation("sdpa-full", "softmax, d = e", _sdpa_full),
+        *(gpu_implementations() if device == CUDA else []),
         Implementation("performer", "FAVOR+", _performer),
         Implementation("linear-attention-transformer", "softmax(q) softmax(k)", _linear_transformer, _causal_sums),
         Implementation("local-attention", f"softmax, window {WINDOW}", _local),
@@ -70,6 +80,19 @@ def _sdpa(case: Case) -> Made:
     )  # fmt: skip
 
 
+def _sdpa_flash(case: Case) -> Made:
+    """torch's SDPA chooses among kernels; this one is FlashAttention or fails."""
+    if case.dtype == "float32":
+        raise Unavailable("FlashAttention takes float16 and bfloat16")
+    default = _sdpa(case)
+
+    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return default.form(q, k, v)
+
+    return default._replace(form=form)
+
+
 def _sdpa_full(case: Case) -> Made:
     """Queries and keys as wide as the values, as in a softmax model: more inputs than the others have."""
     if case.d == case.e:
@@ -77,9 +100,10 @@ def _sdpa_full(case: Case) -> Made:
     full = _sdpa(case._replace(d=case.e))
 
     def widened(inputs: list[Tensor]) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(1)
-        made = [torch.randn(*x.shape[:-1], case.e, generator=generator).to(x.dtype) for x in inputs[:2]]
-        return [*made, inputs[2]]
+        generator = torch.Generator(case.device).manual_seed(1)
+        shapes = ((*x.shape[:-1], case.e) for x in inputs[:2])
+        made = [torch.randn(shape, generator=generator, device=case.device) for shape in shapes]
+        return [*(x.to(inputs[2].dtype) for x in made), inputs[2]]
 
     return full._replace(prepare=widened)
 
@@ -101,7 +125,7 @@ def _taylorshift(case: Case) -> Made:
         sums = squares + d**0.5 * (q @ (k.mT @ v)) + d * v.sum(-2, keepdim=True)
         return sums[..., 1:] / sums[..., :1]
 
-    return Made(_repeated(form, case), of_unit_vectors(case.causal))
+    return Made(repeated(form, case), of_unit_vectors(case.causal))
 
 
 def _box(x: Tensor) -> Tensor:
@@ -123,6 +147,7 @@ def _series(packed: bool, case: Case) -> Made:
         case.heads * case.d, dim_head=case.d, heads=case.heads, one_headed_kv=case.kv_heads == 1 < case.heads,
         combine_heads=False, remove_even_power_dups=packed,
     )  # fmt: skip
+    layer.to(case.device)
     layer.to_q, layer.to_kv, layer.merge_heads = nn.Identity(), nn.Identity(), nn.Identity()
     return Made(
         lambda q, k, v: layer(q, context=(k, v)), of_scores(second_order, case.d**-0.5, case.causal),
@@ -136,7 +161,7 @@ def _performer(case: Case) -> Made:
         raise Unavailable("its random features are float32")
     with contextlib.redirect_stdout(io.StringIO()):  # it announces that it has no CUDA
         torch.manual_seed(0)
-        attention = FastAttention(case.d, causal=case.causal)
+        attention = FastAttention(case.d, causal=case.causal).to(case.device)
     floor = 1e-6 if case.causal else 0.0  # what its causal form adds to every sum of a feature
 
     def features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +173,7 @@ def _performer(case: Case) -> Made:
         added = floor * features(q, k)[0][:, :, rows].sum(-1, keepdim=True)
         return of_features(features, case.causal, lambda sums: sums + added)(q, k, v, rows)
 
-    return Made(_repeated(attention, case), exact)
+    return Made(repeated(attention, case), exact)
 
 
 def _linear_transformer(case: Case) -> Made:
@@ -162,7 +187,7 @@ def _linear_transformer(case: Case) -> Made:
 
     form = partial(causal_linear_attn, bucket_size=1) if case.causal else linear_attn
     divide: Callable[[Tensor], Tensor] = (lambda x: x.clamp(min=1e-3)) if case.causal else torch.ones_like
-    return Made(_repeated(form, case), of_features(features, case.causal, divide))
+    return Made(repeated(form, case), of_features(features, case.causal, divide))
 
 
 def _local(case: Case) -> Made:
@@ -172,18 +197,11 @@ def _local(case: Case) -> Made:
     if case.length % window:
         raise Unavailable(f"tokens ({case.length}) must be whole windows of {window}")
     attention = LocalAttention(window, causal=case.causal, exact_windowsize=True, use_rotary_pos_emb=False)
-    return Made(_repeated(attention, case), of_scores(exponential, case.d**-0.5, case.causal, window))
+    attention.to(case.device)
+    return Made(repeated(attention, case), of_scores(exponential, case.d**-0.5, case.causal, window))
 
 
 # Shared ---------------------------------------------------------------------------------------------------------------
-
-
-def _repeated(form: Form, case: Case) -> Form:
-    """For what knows no groups: keys and values once for every query head."""
-    times = case.heads // case.kv_heads
-    if times == 1:
-        return form
-    return lambda q, k, v: form(q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
 
 
 def _none(case: Case) -> int:

@@ -37,6 +37,6 @@ def _against(ours: Implementation, what: str, over: str, case: Case, other: Case
     ready, problems = prepare({"case": ours, "other": ours}, {"case": case, "other": other})
     if problems:
         return Against(what, over, case.backward, " ".join(problems.values()))
-    times = timed({name: found.run for name, found in ready.items()}, seconds)
+    times = timed({name: found.timed for name, found in ready.items()}, seconds, case.device, case.dtype)
     first, second = times["case"].median, times["other"].median
     return Against(what, over, case.backward, "", first / second, first, second)

@@ -49,11 +49,12 @@ def using(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def told(console: Console) -> str:
-    """The machine in words, printed: processor, torch, threads, and what torch.mm does here."""
-    machine = this_machine()
-    text = (f"{machine.processor}, torch {machine.torch}, {machine.threads} threads; "
-            f"torch's matmul: {matmul_rate() / 1e9:.0f} GFLOP/s")  # fmt: skip
+def told(console: Console, text: str | None = None) -> str:
+    """The machine in words, printed: by `text`, or else processor, torch, threads, and what torch.mm does here."""
+    if text is None:
+        machine = this_machine()
+        text = (f"{machine.processor}, torch {machine.torch}, {machine.threads} threads; "
+                f"torch's matmul: {matmul_rate() / 1e9:.0f} GFLOP/s")  # fmt: skip
     console.print(text, highlight=False)
     return text
 
@@ -136,7 +137,7 @@ def duration(time: Timing | None) -> str:
     """Median and quartiles in milliseconds."""
     if time is None:
         return NOTHING
-    digits = 3 if time.median < 0.01 else 1 if time.median < 1 else 0
+    digits = 4 if time.median < 1e-4 else 3 if time.median < 0.01 else 1 if time.median < 1 else 0
     median, low, high = (f"{1e3 * x:.{digits}f}" for x in time[:3])
     return f"{median} ms [{low}, {high}]"
 
