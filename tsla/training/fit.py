@@ -97,8 +97,9 @@ def fit(
     )
     bar = ProgressBar(clock, recorder, console, objective.monitor)
     stop = StopOnSignal(checkpoints)
+    callbacks = [module.guard, clock, recorder, average, checkpoints, stop, bar]
     with _quiet(), stop.listening(), _memory_told(module, settings):
-        trainer = _trainer(settings, optim.clip_norm, [clock, recorder, average, checkpoints, stop, bar], loggers)
+        trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         try:
             trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
             _end(trainer, module, val, recorder, checkpoints)
