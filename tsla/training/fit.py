@@ -124,18 +124,6 @@ def _end(trainer: L.Trainer, module: Learner, val: Loader, recorder: Recorder, c
     checkpoints.save_last(trainer)
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The device that `trainer.accelerator` names, for work outside a training.
-
-    Raises:
-        ValueError: hardware that is not there.
-    """
-    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if accelerator not in ("auto", "cpu", found.type):
-        raise ValueError(f"trainer.accelerator ({accelerator}) is not on this machine, which has {found.type}")
-    return torch.device("cpu") if accelerator == "cpu" else found
-
-
 def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     """Lightning's trainer with everything of its own switched off that `callbacks` do.
 
