@@ -85,7 +85,7 @@ def training(config: Config) -> object:
             seed=0)  # fmt: skip
     except Captured as captured:
         trainer, module = captured.args
-    clock, _, average, checkpoints, *_ = trainer.callbacks
+    _, clock, _, average, checkpoints, *_ = trainer.callbacks
     made = module.configure_optimizers()
     (factor, _) = made["lr_scheduler"]["scheduler"].lr_lambdas
     rates = []
@@ -295,7 +295,7 @@ CASES: dict[str, dict[str, Case]] = {
         "validate_every": Case(training, ("10", "20")),
         "checkpoint_every": Case(training, ("10", "20")),
         "precision": Case(training, ("fp32", "bf16")),
-        "accelerator": Case(training, ("cpu", "mps"), (), "trainer.accelerator=mps: "),
+        "accelerator": Case(training, ("cpu", "mps"), (), "trainer.accelerator (mps) is not on this machine"),
         "devices": Case(training, ("1", "2")),
         "compile": Case(training, ("false", "true")),
         "workers": Case(data, ("0", "1")),

@@ -5,7 +5,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, assert_never
 
-import torch
 from lightning.pytorch.loggers import Logger
 
 from tsla.config import Config, ConfigError
@@ -56,7 +55,8 @@ from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
 from tsla.training.clock import Limits
-from tsla.training.fit import FitSettings, pick_device
+from tsla.training.fit import FitSettings
+from tsla.training.hardware import check_hardware, pick_device
 from tsla.training.loggers import tensorboard_logger, wandb_logger
 from tsla.training.optim import OptimSettings
 
@@ -237,6 +237,12 @@ def mixer_name(config: Config) -> str:
     return "+".join(config.model.layers) or config.mixer.name
 
 
+def check_trainer(config: Config) -> None:
+    """Raise ValueError unless this machine has what the trainer asks for; to call before any work is done."""
+    t = config.trainer
+    check_hardware(t.accelerator, devices=t.devices, precision=t.precision, compiled=t.compile)
+
+
 def build_loaders(
     config: Config, task: Task, splits: tuple[str, ...], *, rank: int = 0, world: int = 1
 ) -> list[Loader]:  # fmt: skip
@@ -245,9 +251,9 @@ def build_loaders(
     Of several processes, `world`, that train together, each takes the share of its `rank`.
 
     Raises:
-        ValueError: if a process would get no batch.
+        ValueError: if a process would get no batch, or hardware that is not there.
     """
-    pinned = config.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    pinned = pick_device(config.trainer.accelerator).type == "cuda"  # whose copies need not be waited for then
     loaders = []
     for split in splits:
         training = split == "train"

@@ -45,6 +45,7 @@ def measure(config: Config) -> Estimate:
 
 def _prepared(config: Config) -> tuple[TaskSpec, build.Model, Loader, Loader]:
     """Spec, new model, and batches for training and validation."""
+    build.check_trainer(config)
     task = build.build_task(config)
     train, val = build.build_loaders(config, task, ("train", "val"))
     return task.spec, initial_model(config, task.spec), train, val

@@ -21,7 +21,7 @@ from tsla.tasks.base import TaskSpec
 from tsla.tasks.encoding import encode
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.training.checkpoints import load_weights
-from tsla.training.fit import pick_device
+from tsla.training.hardware import pick_device
 from tsla.training.objective import Objective
 from tsla.training.run_dir import write_text
 

@@ -26,8 +26,9 @@ from tsla.models import account
 from tsla.models.pretrained import read_model_config
 from tsla.tasks.base import Task, TaskSpec
 from tsla.training.checkpoints import latest_checkpoint, load_weights
-from tsla.training.fit import fit, pick_device
+from tsla.training.fit import fit
 from tsla.training.guards import TrainingFailed
+from tsla.training.hardware import pick_device
 from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir, is_finished, new_run_dir, provenance, write_json, write_text
 from tsla.training.stop import Stopped
@@ -151,6 +152,7 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
     Raises:
         ValueError, OSError: a checkpoint that cannot be read, or data that is not there.
     """
+    device = pick_device(config.trainer.accelerator)
     task = build.build_task(config)
     known = RunDir(checkpoint.parents[1]).fingerprint
     if known.exists() and known.read_text().strip() != getattr(task, "fingerprint", None):
@@ -159,7 +161,7 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
     model = build.build_model(config.model, config.mixer, task.spec)
     load_weights(model, checkpoint)
     (loader,) = build.build_loaders(config, task, (split,))
-    scores = evaluate(model, loader, objective, pick_device(config.trainer.accelerator))
+    scores = evaluate(model, loader, objective, device)
     told = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(f"[bold]{task.spec.name}, {split} split, {checkpoint.name}[/]  {told}", highlight=False)
     references = task.references() if split == "test" else {}
@@ -167,7 +169,7 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
 
 
 def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resume) -> None:
-    pick_device(config.trainer.accelerator)  # what is not there shows before any work is done
+    build.check_trainer(config)
     start = None if resume == "new" else latest_checkpoint(run.checkpoints, fall_back=resume == "fall back")
     if start is not None:
         config = replace(config, init_from=None)  # its weights have been had

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from cases import agree, qkv, some_decay, some_mask
+from torch._dynamo.backends.debugging import aot_eager
 from torch.export import Dim
 
 from tsla import Encoder, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
+from tsla.models import TokenClassifier
 from tsla.ops import measured, taylor_attention, window_attention
 
 pytestmark = [
@@ -112,6 +114,38 @@ def test_export_of_a_model():
     tokens = torch.randint(11, (2, 20))
     graph = torch.export.export(model.eval(), (tokens,)).module()
     torch.testing.assert_close(graph(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["rows, bidirectional", "tokens, causal"])
+@pytest.mark.parametrize("impl", ["direct", "linear"])
+def test_a_step_in_bf16_is_one_graph(impl, tokens):
+    """As training runs it: padding, several lengths, the logits of some tokens; constants are in the graph already."""
+    encoder = Encoder(
+        vocab_size=11, dim=16, depth=1, causal=tokens, positions="sinusoidal",
+        mixer=lambda _: TaylorAttention(16, heads=2, head_dim=8, causal=tokens, impl=impl),
+    )  # fmt: skip
+    model = (TokenClassifier if tokens else SequenceClassifier)(encoder, num_classes=3)
+    run, graphs = model.run, []
+
+    def backend(graph, examples):
+        graphs.append(graph)
+        return aot_eager(graph, examples)
+
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, backend=backend)
+    for length in (20, 30):
+        inputs = [torch.randint(11, (3, length)), some_mask(3, length)]
+        inputs += [torch.tensor([1, 7, 30, 31])] if tokens else []
+        found = []
+        for made in (compiled, run):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits, _ = made(*inputs)
+            assert logits.dtype == torch.bfloat16
+            found.append((logits, *torch.autograd.grad(logits.float().square().sum(), list(model.parameters()))))
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=3e-2, atol=3e-2)
+    for graph in graphs:
+        calls = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+        assert not any("torch.tensor" in call or "built-in method tensor" in call for call in calls)
 
 
 def exported(layer, free, shape):

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, load_
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsla.tasks.base import IGNORE
 from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
 
 FEATURES = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
@@ -222,7 +223,7 @@ def test_threads_may_share_the_rows():
 
 @pytest.mark.parametrize("target", ["class", "tokens"])
 def test_packed_rows_are_the_padded_ones_without_padding(target):
-    labels = [[row + at for at in range(n)] for row, n in enumerate(LENGTHS)]
+    labels = [[IGNORE if at % 3 else row + at for at in range(n)] for row, n in enumerate(LENGTHS)]
     kinds = Features({"input_ids": List(Value("uint8")), "label": List(Value("int32"))})
     tokens = Dataset.from_dict({"input_ids": DATA["input_ids"], "label": labels}, features=kinds)
     data, spec = (DATA, SPEC) if target == "class" else (tokens, SPEC._replace(target="tokens"))
@@ -235,6 +236,9 @@ def test_packed_rows_are_the_padded_ones_without_padding(target):
         assert torch.equal(packed.rows, padded.rows)
         expected = padded.targets if target == "class" else padded.targets[padded.mask][None]
         assert torch.equal(packed.targets, expected)
+        for batch in (padded, packed):
+            places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0]
+            assert batch.scored is None if target == "class" else torch.equal(batch.scored, places)
 
 
 def test_packed_series():
@@ -243,4 +247,6 @@ def test_packed_series():
     batch = Rows(Dataset.from_dict(series), spec, packed=True).__getitems__([2, 0])
     assert batch.inputs.flatten().tolist() == [1.0, 1.5, 2.0, -0.5, 0.0] and batch.inputs.shape == (1, 5, 1)
     moved = batch.to(torch.device("meta"))
-    assert {x.device.type for x in moved} == {"meta"} and batch._replace(cu_seqlens=None).to("meta").cu_seqlens is None
+    assert {x.device.type for x in moved[:5]} == {"meta"} and batch._replace(cu_seqlens=None).to(
+        "meta"
+    ).cu_seqlens is None

@@ -98,15 +98,17 @@ def test_tokens_are_scored_where_there_is_a_target_and_rows_count_alike():
     objective = Objective(runs.spec(outputs=5, target="tokens"))
     logits = torch.randn(2, 4, 5)
     targets = torch.tensor([[IGNORE, 1, 2, 3], [0, IGNORE, IGNORE, IGNORE]])
-    batch = Batch(torch.ones(2, 4).long(), torch.ones(2, 4).bool(), targets, torch.arange(2))
+    batch = Batch(
+        torch.ones(2, 4).long(), torch.ones(2, 4).bool(), targets, torch.arange(2), scored=torch.tensor([1, 2, 3, 4])
+    )
     asked = []
 
     def run(inputs, mask, wanted):
         asked.append(wanted)
-        return logits[wanted], torch.tensor(3.0)
+        return logits.flatten(0, 1)[wanted], torch.tensor(3.0)
 
     found = objective.ask(run, batch)
-    assert torch.equal(asked[0], targets != IGNORE) and float(found.aux) == 3.0
+    assert asked == [batch.scored] and float(found.aux) == 3.0
     assert found.targets.tolist() == [1, 2, 3, 0] and found.rows.tolist() == [0, 0, 0, 1]
     torch.testing.assert_close(
         objective.loss(found), torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -119,11 +121,11 @@ def test_packed_tokens_belong_to_their_rows():
     objective = Objective(runs.spec(outputs=5, target="tokens"))
     targets = torch.tensor([[IGNORE, 1, 2, IGNORE, 0, 4]])
     bounds, everything = torch.tensor([0, 3, 4, 6]), torch.ones(1, 6).bool()
-    batch = Batch(torch.ones(1, 6).long(), everything, targets, torch.arange(3), bounds)
+    batch = Batch(torch.ones(1, 6).long(), everything, targets, torch.arange(3), bounds, torch.tensor([1, 2, 4, 5]))
 
     def run(inputs, mask, wanted, cu_seqlens):
         assert mask is None and cu_seqlens is bounds
-        return torch.randn(int(wanted.sum()), 5), None
+        return torch.randn(len(wanted), 5), None
 
     found = objective.ask(run, batch)
     assert found.targets.tolist() == [1, 2, 0, 4] and found.rows.tolist() == [0, 0, 2, 2]

@@ -39,9 +39,11 @@ class TokenClassifier(nn.Module):
     ) -> Classified:  # fmt: skip
         """Logits, and the loss that mixers add.
 
-        wanted: ``(b, n)`` bool, the tokens whose logits are asked for; they come as ``(count, num_classes)``, row by
-        row. With many classes and few such tokens, the head is most of the work saved.
+        wanted: ``(count,)`` int64, the tokens whose logits are asked for, by their places when all rows stand in one;
+        they come as ``(count, num_classes)``. With many classes and few such tokens, the head is most of the work
+        saved. Places and not a mask, whose count a device would have to tell.
         cu_seqlens: ``(sequences + 1,)`` int, the bounds of the sequences packed into the one row of tokens.
         """
         x, aux = self.encoder.encode(self.encoder.embed(tokens, mask, cu_seqlens), mask, cu_seqlens)
-        return Classified(self.head(self.dropout(x if wanted is None else x[wanted])), aux)
+        x = x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
+        return Classified(self.head(self.dropout(x)), aux)

@@ -132,10 +132,20 @@ def _coefficient_table(d: int, order: int, packed: bool) -> tuple[float, ...]:
 
 # torch.compile looks through lru_cache, and cannot trace what is inside
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constants(d: int, order: int, packed: bool) -> tuple[float, ...]:
-    return _coefficient_table(d, order, packed)
+def _constants(d: int, order: int, packed: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _column(d, order, packed, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _column(d: int, order: int, packed: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The table on a device: to copy it there in every call would wait each time for all that the device has to do."""
+    with torch.inference_mode(False):  # a later call may learn
+        return torch.tensor(_coefficient_table(d, order, packed), device=device, dtype=dtype)[:, None]
 
 
 def _coefficients(d: int, order: int, packed: bool, like: Tensor) -> Tensor:
     """1 / sqrt(a!) of every feature, as a column."""
-    return torch.tensor(_constants(d, order, packed), device=like.device, dtype=like.dtype)[:, None]
+    if type(like) is Tensor:
+        return _constants(d, order, packed, like.device, like.dtype)
+    # A tensor without numbers, of a tracer, makes another, which must not be kept for others.
+    return torch.tensor(_coefficient_table(d, order, packed), device=like.device, dtype=like.dtype)[:, None]

@@ -92,12 +92,11 @@ def _degree_factors(kernel: Kernel, shift: Tensor | None, like: Tensor) -> Tenso
     """P^(p)(-m) for every feature of degree p, ``(f,)`` or ``(..., n, f)``; None where all are 1."""
     if kernel is None or (shift is None and kernel.is_taylor):
         return None
+    sizes = degree_sizes(like.shape[-1], kernel.order)  # as numbers: a tensor of them would be copied to the device
     if shift is None:
-        factors = torch.tensor(kernel.coefficients, dtype=like.dtype, device=like.device)
-    else:
-        factors = _derivatives(kernel, -shift, kernel.order)
-    sizes = torch.tensor(degree_sizes(like.shape[-1], kernel.order), device=like.device)
-    return factors.repeat_interleave(sizes, dim=-1, output_size=sum(degree_sizes(like.shape[-1], kernel.order)))
+        return torch.cat([like.new_full((size,), c) for size, c in zip(sizes, kernel.coefficients, strict=True)])
+    factors = _derivatives(kernel, -shift, kernel.order).split(1, dim=-1)
+    return torch.cat([x.expand(*shift.shape, size) for x, size in zip(factors, sizes, strict=True)], dim=-1)
 
 
 def _derivatives(polynomial: Polynomial, at: Tensor, order: int) -> Tensor:

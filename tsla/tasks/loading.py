@@ -27,6 +27,8 @@ class Batch(NamedTuple):
         packed rows ``(rows,)``, ``(rows, outputs)`` or ``(1, n)``.
     rows: which of the split these are, ``(b,)`` int64, or ``(rows,)``.
     cu_seqlens: where each packed row begins, and the end of the last, ``(rows + 1,)`` int64; None if padded.
+    scored: the tokens that have a target, by their places when all rows stand in one, ``(count,)`` int64; None where
+        the targets are those of rows. Made here, since a device that is asked for their count has to be waited for.
     """
 
     inputs: Tensor
@@ -34,10 +36,13 @@ class Batch(NamedTuple):
     targets: Tensor
     rows: Tensor
     cu_seqlens: Tensor | None = None
+    scored: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on that device."""
-        return Batch(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+        """The batch on that device; a GPU copies it, from pinned memory, while this process goes on."""
+        # Lightning moves a batch by this method and, as it is no tensor, does not ask for that by itself.
+        ahead = torch.device(device).type == "cuda"
+        return Batch(*(None if x is None else x.to(device, non_blocking=ahead) for x in self))  # type: ignore[arg-type]
 
 
 class Rows(TorchDataset[Batch]):
@@ -71,7 +76,7 @@ class Rows(TorchDataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch: torch hands over all its indices at once."""
         lengths = self.lengths[indices]
-        cu_seqlens = None
+        cu_seqlens = scored = None
         if self.packed:
             mask = np.ones((1, int(lengths.sum())), dtype=bool)
             cu_seqlens = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
@@ -81,11 +86,12 @@ class Rows(TorchDataset[Batch]):
         inputs = self._placed(self.values, mask, indices, 0.0 if series else PAD, np.float32 if series else np.int64)
         if self.spec.target == "tokens":
             targets = self._placed(self.targets, mask, indices, IGNORE, np.int64)
+            scored = torch.from_numpy(np.flatnonzero(targets != IGNORE))
         else:
             targets = self.targets[indices]
         rows = np.asarray(indices, dtype=np.int64)
         tensors = [torch.from_numpy(x) for x in (inputs, mask, targets, rows)]
-        return Batch(*tensors, cu_seqlens=cu_seqlens)  # type: ignore[misc]
+        return Batch(*tensors, cu_seqlens=cu_seqlens, scored=scored)  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])

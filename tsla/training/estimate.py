@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tsla.tasks.loading import Batch, Loader
-from tsla.training.fit import FitSettings, pick_device
+from tsla.training.fit import FitSettings
+from tsla.training.hardware import pick_device
 from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings, make_optimizer
 from tsla.training.run_dir import peak_memory_bytes

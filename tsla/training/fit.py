@@ -97,8 +97,9 @@ def fit(
     )
     bar = ProgressBar(clock, recorder, console, objective.monitor)
     stop = StopOnSignal(checkpoints)
+    callbacks = [module.guard, clock, recorder, average, checkpoints, stop, bar]
     with _quiet(), stop.listening(), _memory_told(module, settings):
-        trainer = _trainer(settings, optim.clip_norm, [clock, recorder, average, checkpoints, stop, bar], loggers)
+        trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         try:
             trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
             _end(trainer, module, val, recorder, checkpoints)
@@ -121,18 +122,6 @@ def _end(trainer: L.Trainer, module: Learner, val: Loader, recorder: Recorder, c
     if recorder.validated_step != trainer.global_step or checkpoints.best_step < 0:
         trainer.validate(module, val, verbose=False, weights_only=True)
     checkpoints.save_last(trainer)
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """The device that `trainer.accelerator` names, for work outside a training.
-
-    Raises:
-        ValueError: hardware that is not there.
-    """
-    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if accelerator not in ("auto", "cpu", found.type):
-        raise ValueError(f"trainer.accelerator ({accelerator}) is not on this machine, which has {found.type}")
-    return torch.device("cpu") if accelerator == "cpu" else found
 
 
 def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from tsla.tasks.loading import Batch
-from tsla.training.guards import TrainingFailed, describe_nonfinite
+from tsla.training.guards import FiniteGuard
 from tsla.training.objective import Objective, WeightedMean
 from tsla.training.optim import OptimSettings, make_optimizer, schedule
 
@@ -36,6 +36,7 @@ class Learner(L.LightningModule):
         self.run = torch.compile(run, dynamic=True) if compiled else run
         self.train_loss, self.val_loss = WeightedMean(), WeightedMean()  # of training: since the last row
         self.train_scores, self.val_scores = objective.scores(training=True), objective.scores()
+        self.guard = FiniteGuard()  # a callback, which goes before all others
         self.batch_shape = (0, 0)  # rows and padded length of the batch in hand, for messages
         self.loss_sum: Tensor | float = 0.0  # of the batches of an optimiser step, to see whether it is finite
 
@@ -94,20 +95,14 @@ class Learner(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the norm, and stop before the update if it or the loss is not finite.
+        """Clip the norm, and have the optimiser leave out the update if it or the loss is not finite.
 
         Lightning's own way refuses a fused optimiser under bf16, though nothing is scaled there.
-
-        Raises:
-            TrainingFailed: with the step and the first parameter whose gradient is not finite.
         """
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        fine: Tensor | bool = torch.isfinite(norm + self.loss_sum)
-        if self.trainer.world_size > 1:  # a loss is that of one process: all of them stop, or none
-            fine = self.trainer.strategy.reduce_boolean_decision(bool(fine), all=True)
-        if not fine:
-            raise TrainingFailed(describe_nonfinite(self.trainer.global_step + 1, self.loss_sum, gradients))
+        step, together = self.trainer.global_step + 1, self.trainer.world_size > 1
+        # By this name a fused optimiser learns, on the device, that a step is to be left out.
+        norm, optimizer.found_inf = self.guard.watch(step, self.loss_sum, gradients, together=together)
         self.loss_sum = 0.0
         if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)

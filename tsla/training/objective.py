@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -15,7 +15,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, R2Score
 
-from tsla.tasks.base import IGNORE, TaskSpec
+from tsla.tasks.base import TaskSpec
 from tsla.tasks.loading import Batch
 
 
@@ -53,26 +53,27 @@ class Objective:
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
         self.monitor = {"labels": "f1", "numbers": "r2"}.get(spec.target, "accuracy")
+        self._stds: dict[torch.device, Tensor] = {}
 
     def ask(self, run: Callable[..., Any], batch: Batch) -> Answers:
         """Run a model, `run(inputs, mask) -> (logits, aux)`, and keep what is scored.
 
-        A model of tokens is told which ones, `run(inputs, mask, scored)`, and gives logits of those alone. Of packed
-        rows, which have no padding, it is told the bounds instead of a mask: `run(inputs, None, ..., cu_seqlens=...)`.
+        A model of tokens is told which ones, `run(inputs, mask, batch.scored)`, and gives logits of those alone. Of
+        packed rows, which have no padding, it is told the bounds instead: `run(inputs, None, ..., cu_seqlens=...)`.
         """
         bounds = batch.cu_seqlens
         packed = {} if bounds is None else {"cu_seqlens": bounds}
         mask = batch.mask if bounds is None else None
-        if self.spec.target != "tokens":
+        if batch.scored is None:
             logits, aux = run(batch.inputs, mask, **packed)
             rows = torch.arange(len(logits), device=logits.device)
             return Answers(logits.float(), batch.targets, rows, aux)
-        scored = batch.targets != IGNORE
-        logits, aux = run(batch.inputs, mask, scored, **packed)
-        row, place = scored.nonzero().unbind(1)
-        if bounds is not None:
-            row = torch.searchsorted(bounds, place, right=True) - 1
-        return Answers(logits.float(), batch.targets[scored], row, aux)
+        logits, aux = run(batch.inputs, mask, batch.scored, **packed)
+        if bounds is None:
+            rows = batch.scored // batch.targets.shape[1]
+        else:
+            rows = torch.searchsorted(bounds, batch.scored, right=True) - 1
+        return Answers(logits.float(), batch.targets.flatten().index_select(0, batch.scored), rows, aux)
 
     def loss(self, answers: Answers) -> Tensor:
         """Mean over the items: nats, or squared standard deviations of the target."""
@@ -91,19 +92,21 @@ class Objective:
         training: only those that make sense of a few rows.  alone: counted by this process for itself, though others
         may train with it.
         """
-        count, sync = self.spec.outputs, not alone
+        count = self.spec.outputs
+        shared: dict[str, Any] = {"sync_on_compute": not alone}
+        unchecked = shared | {"validate_args": False}  # a look at their values would wait for the device in every batch
         found: dict[str, Metric | MetricCollection]
         match self.spec.target:
             case "class":
-                found = {"accuracy": MulticlassAccuracy(count, average="micro", sync_on_compute=sync),
-                         "f1": MulticlassF1Score(count, average="macro", sync_on_compute=sync)}  # fmt: skip
+                found = {"accuracy": MulticlassAccuracy(count, average="micro", **unchecked),
+                         "f1": MulticlassF1Score(count, average="macro", **unchecked)}  # fmt: skip
             case "labels":
-                found = {"accuracy": MultilabelAccuracy(count, average="micro", sync_on_compute=sync),
-                         "f1": MultilabelF1Score(count, average="macro", sync_on_compute=sync)}  # fmt: skip
+                found = {"accuracy": MultilabelAccuracy(count, average="micro", **unchecked),
+                         "f1": MultilabelF1Score(count, average="macro", **unchecked)}  # fmt: skip
             case "numbers":
-                found = {"mae": MeanAbsoluteError(sync_on_compute=sync), "r2": R2Score(sync_on_compute=sync)}
+                found = {"mae": MeanAbsoluteError(**shared), "r2": R2Score(**shared)}
             case _:
-                found = {"accuracy": MeanMetric(sync_on_compute=sync)}
+                found = {"accuracy": WeightedMean(**shared)}
         kept = list(found)[:1] if training else list(found)
         return MetricCollection({name: found[name] for name in kept}, compute_groups=False)
 
@@ -114,13 +117,13 @@ class Objective:
             case "class":
                 metrics.update(outputs, targets)
             case "labels":
-                metrics.update(outputs.sigmoid(), targets.long())
+                metrics.update(self.predicted(outputs), targets.long())  # of probabilities it would look at the range
             case "numbers":  # r2 is the same in any unit, and sums of squares are exact only about 0
                 for name, metric in metrics.items():
                     scale = self._std(outputs) if name == "mae" else 1.0
                     metric.update((outputs * scale).float(), (targets * scale).float())
             case _:
-                metrics.update(row_means((outputs.argmax(-1) == targets).float(), answers.rows))
+                metrics.update((outputs.argmax(-1) == targets).float(), _shares(answers.rows))
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """What outputs say: a class ``(items,)``, labels 0/1 or numbers in their unit ``(items, outputs)``."""
@@ -153,7 +156,10 @@ class Objective:
         return standardised.double() * self._std(standardised) + mean
 
     def _std(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.spec.target_std, dtype=torch.float64, device=like.device)
+        """Of the targets, float64; on each device once, since a copy to it waits."""
+        if like.device not in self._stds:
+            self._stds[like.device] = torch.tensor(self.spec.target_std, dtype=torch.float64, device=like.device)
+        return self._stds[like.device]
 
 
 class WeightedMean(Metric):
@@ -162,15 +168,15 @@ class WeightedMean(Metric):
     total: Tensor
     weight: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         for name in ("total", "weight"):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, value: Tensor, weight: int) -> None:
-        """Count `value` as `weight` numbers."""
-        self.total = self.total + value * weight
-        self.weight = self.weight + weight
+    def update(self, value: Tensor, weight: Tensor | int) -> None:
+        """Count `value` as `weight` numbers; or several values, each by its weight."""
+        self.total = self.total + (value * weight).sum()
+        self.weight = self.weight + (weight.sum() if isinstance(weight, Tensor) else weight)
 
     def compute(self) -> Tensor:
         """The mean so far."""
@@ -180,6 +186,11 @@ class WeightedMean(Metric):
 def plain(value: Tensor) -> float:
     """The shortest decimal number that is this fp32 score: 0.1, not 0.10000000149."""
     return float(str(value.to("cpu", torch.float32).numpy()))
+
+
+def _shares(rows: Tensor) -> Tensor:
+    """What each item counts for if all rows count alike, ``(items,)``: one over the items of its row; `rows` rise."""
+    return 1 / (torch.searchsorted(rows, rows, right=True) - torch.searchsorted(rows, rows))
 
 
 def row_means(values: Tensor, rows: Tensor) -> Tensor:

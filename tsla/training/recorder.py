@@ -88,6 +88,7 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written_step = trainer.global_step
+        self.since_tokens = self.since_tokens.to(pl_module.device)
         if trainer.is_global_zero:
             self.file = MetricsFile(self.path, self.rows)
         self.mark = time.perf_counter()
@@ -95,7 +96,7 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.since_tokens = self.since_tokens.to(batch.mask.device) + batch.mask.sum()  # stays on the device
+        self.since_tokens = self.since_tokens + batch.mask.sum()  # stays on the device
         self.epoch = trainer.current_epoch
         step = trainer.global_step
         if step % LOG_EVERY == 0 and step > self.written_step:
