@@ -11,7 +11,7 @@ def step(
     q, k, v, mask, gates, shift, kv, z, kv_after, z_after, out, den, left, right, factors,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads, states, key_heads, features, e,
     scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, WIDTH: tl.constexpr, FEATURES: tl.constexpr, SHARE: tl.constexpr, MASKED: tl.constexpr,
+    d, WIDTH: tl.constexpr, FEATURES: tl.constexpr, SHARE: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, SHIFTED: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     """WIDTH columns of one state, FEATURES rows at a time; SHARE (a power of 2) is at least heads / states.
@@ -24,10 +24,12 @@ def step(
     column = tl.program_id(1) * WIDTH
     place = column + tl.arange(0, WIDTH)
     k += batch * k_batch + state * key_heads // states * k_head
-    real = 1.0
+    only = tl.arange(0, 1)
+    real = only == 0
     if MASKED:
-        real = tl.where(tl.load(mask + batch) != 0, 1.0, 0.0)
-    value = tl.load(v + batch * v_batch + state * key_heads // states * v_head + place, mask=(place < e) & (real > 0),
+        real = tl.load(mask + batch + only) != 0
+    once = tl.where(real, 1.0, 0.0)
+    value = tl.load(v + batch * v_batch + state * key_heads // states * v_head + place, mask=(place < e) & real,
                     other=0.0).to(tl.float32)  # fmt: skip
     kept = 1.0
     if DECAYED:
@@ -45,8 +47,8 @@ def step(
         inside = p < features
         i, j = tl.load(left + p, mask=inside, other=-1), tl.load(right + p, mask=inside, other=-1)
         times = tl.load(factors + p, mask=inside, other=0.0)
-        x = tl.load(k + i, mask=(i >= 0) & (real > 0), other=1.0).to(tl.float32)
-        key = x * tl.load(k + j, mask=(j >= 0) & (real > 0), other=1.0).to(tl.float32) * times * real
+        x = tl.load(k + i, mask=(i >= 0) & real, other=1.0).to(tl.float32)
+        key = x * tl.load(k + j, mask=(j >= 0) & real, other=1.0).to(tl.float32) * times * once
         at = (unit * features + p)[:, None] * e + place[None, :]
         there = inside[:, None] & (place < e)[None, :]
         part = tl.load(kv + at, mask=there, other=0.0) * kept + key[:, None] * value[None, :]

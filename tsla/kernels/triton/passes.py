@@ -15,7 +15,7 @@ from torch import Tensor
 from tsla.kernels.taylor import Found, Given, Inputs, Passes, Results
 from tsla.kernels.triton import decode, pull, read, sums
 from tsla.kernels.triton.layout import from_packed, pairs_of, to_packed
-from tsla.kernels.triton.plan import Plan, factors_of, plan_of, strides
+from tsla.kernels.triton.plan import COMPILER, Plan, factors_of, plan_of, strides
 
 BLOCK = 512  # numbers of a state that a program adds up over chunks
 FEATURES = 32  # of a state that decoding takes at a time
@@ -112,7 +112,12 @@ def _decay(x: Inputs, plan: Plan) -> Tensor | None:
         return None
     decay = torch.empty(x.gates.shape, dtype=torch.float32, device=x.gates.device)
     sums.decays[plan.units, plan.chunks](
-        x.gates.contiguous(), decay, plan.n, plan.chunk, CHUNK=triton.next_power_of_2(plan.chunk)
+        x.gates.contiguous(),
+        decay,
+        plan.n,
+        plan.chunk,
+        CHUNK=triton.next_power_of_2(plan.chunk),
+        **COMPILER,
     )
     return decay
 
@@ -163,6 +168,7 @@ def _running(
         sums.running[plan.units, triton.cdiv(size, BLOCK)](
             own, first, decay, before, end, size, plan.n, chunk, chunks, BLOCK=BLOCK, STARTED=first is not None,
             DECAYED=decay is not None, EACH=x.causal, BACKWARD=backward,
+            **COMPILER,
         )  # fmt: skip
         made += [before, end]
     return States(made[0], made[2], made[1], made[3])
@@ -192,6 +198,6 @@ def _decode(x: Inputs, plan: Plan, results: Results) -> None:
         x.q, x.k, x.v, mask, None if x.gates is None else x.gates.contiguous(), x.shift, x.kv.contiguous(),
         x.z.contiguous(), results.kv, results.z, results.out, results.den, left, right, factors,
         *strides(x.q)[:2], *strides(x.k)[:2], *strides(x.v)[:2], plan.h, plan.s, plan.g, len(left), plan.e,
-        x.scale, *x.coefficients, D=plan.d, WIDTH=plan.width, FEATURES=max(16, FEATURES // share), SHARE=share,
-        SHIFTED=x.shift is not None, NORMALIZE=x.normalize, num_warps=4, **options,
+        x.scale, *x.coefficients, d=plan.d, WIDTH=plan.width, FEATURES=max(16, FEATURES // share), SHARE=share,
+        SHIFTED=x.shift is not None, NORMALIZE=x.normalize, num_warps=4, **COMPILER, **options,
     )  # fmt: skip

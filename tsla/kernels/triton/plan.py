@@ -13,27 +13,31 @@ from tsla.kernels.taylor import Inputs
 from tsla.kernels.triton.layout import pairs_of, rows_of, tiles_of
 
 CHUNK = 512  # tokens of causal attention between two states: half as many bytes of states as of tokens, at d=16 e=64
+# Loads are begun one round ahead: two would not fit the registers. A thread may have all there are: left to itself, the
+# assembler spills some to run more programs at a time. Multiplications and additions are fused.
+COMPILER = {"num_stages": 2, "maxnreg": 255, "enable_fp_fusion": True}
 PROGRAMS = 264  # how many programs fill a card: two for each multiprocessor of an H100
 
 
 class Products(NamedTuple):
-    """Of which type the factors of products are, how they are multiplied; tokens at a time that read, or are summed up.
+    """Of which type the factors of products are and how they are multiplied; what fits a program's registers.
 
-    float16 is multiplied as TensorFloat-32, which has as many digits and does not overflow where sums grow long.
+    width: columns of values, at most.  reading, summing: tokens and warps of programs that do that.  float16 is
+    multiplied as TensorFloat-32, which has as many digits and does not overflow where sums grow long.
     """
 
     operand: Any
     precision: str
     dtype: torch.dtype
-    tokens: int
-    summed: int
-    warps: int
+    width: int
+    reading: tuple[int, int]
+    summing: tuple[int, int]
 
 
 PRODUCTS = {
-    torch.bfloat16: Products(tl.bfloat16, "tf32", torch.bfloat16, 64, 32, 8),
-    torch.float16: Products(tl.float32, "tf32", torch.float32, 32, 16, 8),
-    torch.float32: Products(tl.float32, "tf32x3", torch.float32, 32, 16, 8),
+    torch.bfloat16: Products(tl.bfloat16, "tf32", torch.bfloat16, 64, (64, 8), (16, 8)),
+    torch.float16: Products(tl.float32, "tf32", torch.float32, 32, (16, 4), (16, 8)),
+    torch.float32: Products(tl.float32, "tf32x3", torch.float32, 32, (16, 4), (16, 8)),
 }
 
 
@@ -78,23 +82,24 @@ class Plan(NamedTuple):
         return rows_of(self.d)
 
     def blocks(self, tokens: int) -> int:
-        """Blocks of so many tokens."""
-        return -(-tokens // self.products.tokens)
+        """Blocks of tokens that read."""
+        return -(-tokens // self.products.reading[0])
 
     def compiled(self) -> dict[str, Any]:
         """What all kernels are compiled for."""
         products = self.products
-        return {"D": self.d, "TILES": tiles_of(self.d), "WIDTH": self.width, "OPERAND": products.operand,
-                "PRECISION": products.precision, "num_warps": products.warps}  # fmt: skip
+        return {"d": self.d, "TILES": tiles_of(self.d), "WIDTH": self.width, "OPERAND": products.operand,
+                "PRECISION": products.precision, **COMPILER}  # fmt: skip
 
     def summing(self) -> dict[str, Any]:
         """What those that sum up are."""
-        return self.compiled() | {"TOKENS": self.products.summed}
+        tokens, warps = self.products.summing
+        return self.compiled() | {"TOKENS": tokens, "num_warps": warps}
 
     def reading(self) -> dict[str, Any]:
         """What those that read are."""
-        broad = max(16, triton.next_power_of_2(self.d))
-        return self.compiled() | {"TOKENS": self.products.tokens, "BROAD": broad}
+        (tokens, warps), broad = self.products.reading, max(16, triton.next_power_of_2(self.d))
+        return self.compiled() | {"TOKENS": tokens, "BROAD": broad, "num_warps": warps}
 
 
 def plan_of(x: Inputs) -> Plan:
@@ -102,8 +107,8 @@ def plan_of(x: Inputs) -> Plan:
     (b, h, n, d), (g, m), e = x.q.shape, x.k.shape[1:3], x.v.shape[-1]
     s = g if x.gates is None else h
     products = PRODUCTS[x.q.dtype]
-    chunk = CHUNK if x.causal else chunk_of(m, b * s * pairs_of(d), products.tokens)
-    return Plan(b, h, g, s, n, m, d, e, chunk, min(64, max(16, triton.next_power_of_2(e))), products)
+    chunk = CHUNK if x.causal else chunk_of(m, b * s * pairs_of(d), products.reading[0])
+    return Plan(b, h, g, s, n, m, d, e, chunk, min(products.width, max(16, triton.next_power_of_2(e))), products)
 
 
 def chunk_of(tokens: int, programs: int, block: int) -> int:

@@ -24,7 +24,7 @@ from tsla.kernels.triton.tile import (
 @triton.jit
 def pull(
     x, rows, kv, z, at, x_stride, row_stride, real, factor, ones, rise, tile, e, times_square, times_line,
-    D: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, OPERAND: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of x ``(tokens, 16)`` of rows factor . (state phi(x)) + ones (z . phi(x))."""
@@ -35,22 +35,22 @@ def pull(
     line = tl.zeros((TOKENS, TILE), tl.float32)
     for first in range(0, e, WIDTH):
         row = (load_rows(rows, at, row_stride, real, first, e, WIDTH).to(tl.float32) * factor[:, None]).to(OPERAND)
-        for other in tl.static_range(TILES):
+        for other in range(TILES):
             turned = other > tile
             pair = pair_of_tiles(tl.minimum(tile, other), tl.maximum(tile, other), TILES)
             over, along = tl.where(turned, 1, TILE), tl.where(turned, TILE, 1)
-            for i in range(TILE):
+            for i in range(tl.minimum(TILE, d - other * TILE)):
                 part = load_state(kv, pair * SQUARE + i * over, along, e, first, WIDTH, OPERAND)
-                column = load_column(x, at, x_stride, real, other * TILE + i, D, OPERAND).to(tl.float32)
+                column = load_column(x, at, x_stride, real, other * TILE + i)
                 square += tl.dot(row, tl.trans(part), input_precision=PRECISION) * column[:, None]
         part = load_state(kv, PAIRS * SQUARE + tile * TILE, 1, e, first, WIDTH, OPERAND)
         line = tl.dot(row, tl.trans(part), line, input_precision=PRECISION)
-    for other in tl.static_range(TILES):
+    for other in range(TILES):
         turned = other > tile
         pair = pair_of_tiles(tl.minimum(tile, other), tl.maximum(tile, other), TILES)
         over, along = tl.where(turned, 1, TILE), tl.where(turned, TILE, 1)
         part_z = tl.load(z + pair * SQUARE + lane[:, None] * over + lane[None, :] * along)
-        x_other = load_tile(x, at, x_stride, real, other, D, OPERAND).to(tl.float32)
+        x_other = load_tile(x, at, x_stride, real, other, d)
         square += tl.dot(x_other, part_z, input_precision=PRECISION) * ones[:, None]
     line += tl.load(z + PAIRS * SQUARE + tile * TILE + lane)[None, :] * ones[:, None]
     return square * times_square + line * (rise * times_line)[:, None]
@@ -61,7 +61,7 @@ def pull_queries(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dq,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
     heads, states, key_heads, n, e, chunk, chunks, scale, slope_c, curve_c,
-    D: tl.constexpr, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -81,25 +81,25 @@ def pull_queries(
     index = unit * chunks + begin // chunk
     grad = pull(
         q, dout, kv + index * ROWS * e, z + index * ROWS, at, q_token, g_token, real, factor, ones, rise, tile, e,
-        curve_c * scale * scale, scale, D, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
+        curve_c * scale * scale, scale, d, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         key_head = head * key_heads // heads
         grad = _add_keys(
             grad, q, k + batch * k_batch + key_head * k_head, v + batch * v_batch + key_head * v_head, dout, mask,
             decay, centre, factor, ones, at, real, q_token, k_token, v_token, g_token, batch, unit, begin, tile, n, e,
-            chunk, scale, slope_c, curve_c, D, BROAD, TOKENS, WIDTH, MASKED, DECAYED, OPERAND, PRECISION,
+            chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, MASKED, DECAYED, OPERAND, PRECISION,
         )  # fmt: skip
     place = tile * TILE + tl.arange(0, TILE)
-    to = dq + row[:, None] * D + place[None, :]
-    tl.store(to, grad.to(dq.dtype.element_ty), mask=real[:, None] & (place < D)[None, :])
+    to = dq + row[:, None] * d + place[None, :]
+    tl.store(to, grad.to(dq.dtype.element_ty), mask=real[:, None] & (place < d)[None, :])
 
 
 @triton.jit
 def _add_keys(
     grad, q, k, v, dout, mask, decay, centre, factor, ones, at, real, q_token, k_token, v_token, g_token, batch, unit,
     begin, tile, n, e, chunk, scale, slope_c, curve_c,
-    D: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes from the scores with the keys before the queries in their chunk."""
@@ -107,7 +107,7 @@ def _add_keys(
     if DECAYED:
         until = tl.load(decay + unit * n + at, mask=real, other=0.0)
         grad *= tl.exp(until)[:, None]
-    own = load_rows(q, at, q_token, real, 0, D, BROAD).to(OPERAND)
+    own = load_rows(q, at, q_token, real, 0, d, BROAD).to(OPERAND)
     for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
         key_at = start + tl.arange(0, TOKENS)
         key_real = real_keys(mask, batch, key_at, n, n, MASKED)
@@ -116,13 +116,13 @@ def _add_keys(
             rows = load_rows(dout, at, g_token, real, first, e, WIDTH).to(tl.float32) * factor[:, None]
             values = load_rows(v, key_at, v_token, key_real, first, e, WIDTH).to(OPERAND)
             weights = tl.dot(rows.to(OPERAND), tl.trans(values), weights, input_precision=PRECISION)
-        scores = scores_of(own, k, key_at, k_token, key_real, scale, D, BROAD, OPERAND, PRECISION) - centre[:, None]
+        scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
         visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
         weights = tl.where(visible, weights * (slope_c + curve_c * scores), 0.0)
         if DECAYED:
             since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
             weights *= gate(visible, until[:, None], since[None, :])
-        part = load_tile(k, key_at, k_token, key_real, tile, D, OPERAND)
+        part = load_tile(k, key_at, k_token, key_real, tile, d).to(OPERAND)
         grad += tl.dot(weights.to(OPERAND), part, input_precision=PRECISION) * scale
     return grad
 
@@ -132,7 +132,7 @@ def pull_keys(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dk,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
     heads, states, key_heads, m, e, chunk, chunks, scale, slope_c, curve_c,
-    D: tl.constexpr, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -149,25 +149,25 @@ def pull_keys(
     once = tl.where(real, 1.0, 0.0)
     grad = pull(
         k, v, kv + index * ROWS * e, z + index * ROWS, at, k_token, v_token, real, once, once, once, tile, e, 1.0, 1.0,
-        D, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
+        d, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         grad = _add_queries(
             grad, q + batch * q_batch, k, v, dout + batch * g_batch, decay, shift, inverse, slopes, at, real, q_head,
             q_token, k_token, v_token, g_head, g_token, batch * heads, state * (heads // states), heads // states,
-            unit, begin, tile, m, e, chunk, scale, slope_c, curve_c, D, BROAD, TOKENS, WIDTH, DECAYED, SHIFTED,
+            unit, begin, tile, m, e, chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, DECAYED, SHIFTED,
             OPERAND, PRECISION,
         )  # fmt: skip
     place = tile * TILE + tl.arange(0, TILE)
-    to = dk + (unit * m + at)[:, None] * D + place[None, :]
-    tl.store(to, grad.to(dk.dtype.element_ty), mask=(at < m)[:, None] & (place < D)[None, :])
+    to = dk + (unit * m + at)[:, None] * d + place[None, :]
+    tl.store(to, grad.to(dk.dtype.element_ty), mask=(at < m)[:, None] & (place < d)[None, :])
 
 
 @triton.jit
 def _add_queries(
     grad, q, k, v, dout, decay, shift, inverse, slopes, at, real, q_head, q_token, k_token, v_token, g_head, g_token,
     first_row, first_head, share, unit, begin, tile, m, e, chunk, scale, slope_c, curve_c,
-    D: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr,
     SHIFTED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes from the scores with the queries after the keys in their chunk, of all heads that read these."""
@@ -176,7 +176,7 @@ def _add_queries(
     if DECAYED:
         since = tl.load(decay + unit * m + at, mask=at < m, other=0.0)
         grad *= tl.exp(tl.where(at < m, tl.load(decay + unit * m + end - 1) - since, 0.0))[:, None]
-    own = load_rows(k, at, k_token, real, 0, D, BROAD).to(OPERAND)
+    own = load_rows(k, at, k_token, real, 0, d, BROAD).to(OPERAND)
     for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
         head = first_head + step % share
         query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
@@ -190,7 +190,7 @@ def _add_queries(
             rows = load_rows(g_at, query_at, g_token, query_real, first, e, WIDTH).to(tl.float32) * factor[:, None]
             values = load_rows(v, at, v_token, real, first, e, WIDTH).to(OPERAND)
             weights = tl.dot(values, tl.trans(rows.to(OPERAND)), weights, input_precision=PRECISION)
-        scores = scores_of(own, q_at, query_at, q_token, query_real, scale, D, BROAD, OPERAND, PRECISION)
+        scores = scores_of(own, q_at, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION)
         if SHIFTED:
             scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]
         visible = (at[:, None] <= query_at[None, :]) & query_real[None, :] & real[:, None]
@@ -198,6 +198,6 @@ def _add_queries(
         if DECAYED:
             until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
             weights *= gate(visible, until[None, :], since[:, None])
-        part = load_tile(q_at, query_at, q_token, query_real, tile, D, OPERAND)
+        part = load_tile(q_at, query_at, q_token, query_real, tile, d).to(OPERAND)
         grad += tl.dot(weights.to(OPERAND), part, input_precision=PRECISION) * scale
     return grad

@@ -15,6 +15,7 @@ from tsla.kernels.triton.tile import (
     load_rows,
     load_state,
     load_tile,
+    pair_of_tiles,
     real_keys,
     scores_of,
     weigh,
@@ -24,7 +25,7 @@ from tsla.kernels.triton.tile import (
 @triton.jit
 def look_up(
     x, kv, z, at, stride, real, first, e, times_square, times_line, rise, level,
-    D: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, OPERAND: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """phi(x) times a state ``(tokens, WIDTH)``, columns `first` ..., and phi(x) times z ``(tokens,)``.
@@ -38,23 +39,22 @@ def look_up(
     line = tl.zeros((TOKENS, WIDTH), tl.float32)
     square_z = tl.zeros((TOKENS,), tl.float32)
     line_z = tl.zeros((TOKENS,), tl.float32)
-    for left in tl.static_range(TILES):
-        x_left = load_tile(x, at, stride, real, left, D, OPERAND)
+    for left in range(TILES):
+        x_left = load_tile(x, at, stride, real, left, d)
         row = PAIRS * SQUARE + left * TILE
-        line = tl.dot(x_left, load_state(kv, row, 1, e, first, WIDTH, OPERAND), line, input_precision=PRECISION)
-        line_z += tl.sum(x_left.to(tl.float32) * tl.load(z + row + lane)[None, :], 1)
-        for right in tl.static_range(left, TILES):
-            pair = left * TILES - left * (left - 1) // 2 + right - left
-            x_right = load_tile(x, at, stride, real, right, D, OPERAND)
-            halved = x_right * 0.5 if left == right else x_right  # each product of one tile is there twice
-            for i in range(TILE):
-                column = load_column(x, at, stride, real, left * TILE + i, D, OPERAND)
+        part = load_state(kv, row, 1, e, first, WIDTH, OPERAND)
+        line = tl.dot(x_left.to(OPERAND), part, line, input_precision=PRECISION)
+        line_z += tl.sum(x_left * tl.load(z + row + lane)[None, :], 1)
+        for right in range(left, TILES):
+            pair = pair_of_tiles(left, right, TILES)
+            half = tl.where(left == right, 0.5, 1.0)  # each product of one tile is there twice
+            x_right = load_tile(x, at, stride, real, right, d) * half
+            for i in range(tl.minimum(TILE, d - left * TILE)):
+                column = load_column(x, at, stride, real, left * TILE + i)
                 part = load_state(kv, pair * SQUARE + i * TILE, 1, e, first, WIDTH, OPERAND)
-                factors = (halved * column[:, None]).to(OPERAND)
-                square = tl.dot(factors, part, square, input_precision=PRECISION)
+                square = tl.dot((x_right * column[:, None]).to(OPERAND), part, square, input_precision=PRECISION)
             part_z = tl.load(z + pair * SQUARE + lane[:, None] * TILE + lane[None, :])
-            products = tl.dot(x_left.to(tl.float32), part_z, input_precision=PRECISION)
-            square_z += tl.sum(products * halved.to(tl.float32), 1)
+            square_z += tl.sum(tl.dot(x_left, part_z, input_precision=PRECISION) * x_right, 1)
     place = first + tl.arange(0, WIDTH)
     flat = tl.load(kv + (PAIRS * SQUARE + TILES * TILE) * e + place, mask=place < e, other=0.0).to(tl.float32)
     flat_z = tl.load(z + PAIRS * SQUARE + TILES * TILE)
@@ -67,7 +67,7 @@ def read_queries(
     q, k, v, mask, decay, shift, kv, z, out, den,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     heads, states, key_heads, n, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr,
     NORMALIZE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -84,14 +84,14 @@ def read_queries(
     index = unit * chunks + begin // chunk
     sums, below = look_up(
         q, kv + index * ROWS * e, z + index * ROWS, at, q_token, real, column, e, curve_c * scale * scale, scale, rise,
-        level, D, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
+        level, d, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         key_head = head * key_heads // heads
         sums, below = _add_keys(
             sums, below, q, k + batch * k_batch + key_head * k_head, v + batch * v_batch + key_head * v_head, mask,
             decay, centre, at, real, q_token, k_token, v_token, batch, unit, begin, column, n, e, chunk, scale, flat_c,
-            slope_c, curve_c, D, BROAD, TOKENS, WIDTH, MASKED, DECAYED, OPERAND, PRECISION,
+            slope_c, curve_c, d, BROAD, TOKENS, WIDTH, MASKED, DECAYED, OPERAND, PRECISION,
         )  # fmt: skip
     if NORMALIZE:
         sums = sums / tl.where(below == 0.0, 1.0, below)[:, None]
@@ -106,7 +106,7 @@ def read_queries(
 def _add_keys(
     sums, below, q, k, v, mask, decay, centre, at, real, q_token, k_token, v_token, batch, unit, begin, column, n, e,
     chunk, scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What queries read of the keys before them in their chunk, beside what they read of all that came earlier."""
@@ -116,12 +116,12 @@ def _add_keys(
         kept = tl.exp(until)
         sums *= kept[:, None]
         below *= kept
-    own = load_rows(q, at, q_token, real, 0, D, BROAD).to(OPERAND)
+    own = load_rows(q, at, q_token, real, 0, d, BROAD).to(OPERAND)
     for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
         key_at = start + tl.arange(0, TOKENS)
         key_real = real_keys(mask, batch, key_at, n, n, MASKED)
         values = load_rows(v, key_at, v_token, key_real, column, e, WIDTH).to(OPERAND)
-        scores = scores_of(own, k, key_at, k_token, key_real, scale, D, BROAD, OPERAND, PRECISION) - centre[:, None]
+        scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
         visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
         weights = tl.where(visible, weigh(scores, flat_c, slope_c, curve_c), 0.0)
         if DECAYED:
@@ -137,7 +137,7 @@ def read_keys(
     q, k, dout, mask, decay, shift, inverse, slopes, kv, z, dv, dones,
     q_batch, q_head, q_token, k_batch, k_head, k_token, g_batch, g_head, g_token,
     heads, states, key_heads, m, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -152,14 +152,14 @@ def read_keys(
     index = unit * chunks + begin // chunk
     once = tl.where(real, 1.0, 0.0)
     grad, ones = look_up(
-        k, kv + index * ROWS * e, z + index * ROWS, at, k_token, real, column, e, 1.0, 1.0, once, once, D, TILES,
+        k, kv + index * ROWS * e, z + index * ROWS, at, k_token, real, column, e, 1.0, 1.0, once, once, d, TILES,
         TOKENS, WIDTH, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         grad, ones = _add_queries(
             grad, ones, q + batch * q_batch, k, dout + batch * g_batch, decay, shift, inverse, slopes, at, real,
             q_head, q_token, k_token, g_head, g_token, batch * heads, state * (heads // states), heads // states, unit,
-            begin, column, m, e, chunk, scale, flat_c, slope_c, curve_c, D, BROAD, TOKENS, WIDTH, DECAYED, SHIFTED,
+            begin, column, m, e, chunk, scale, flat_c, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, DECAYED, SHIFTED,
             OPERAND, PRECISION,
         )  # fmt: skip
     place = column + tl.arange(0, WIDTH)
@@ -173,7 +173,7 @@ def read_keys(
 def _add_queries(
     grad, ones, q, k, dout, decay, shift, inverse, slopes, at, real, q_head, q_token, k_token, g_head, g_token,
     first_row, first_head, share, unit, begin, column, m, e, chunk, scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr,
     SHIFTED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes from the queries after the keys in their chunk, of all heads that read these."""
@@ -184,7 +184,7 @@ def _add_queries(
         kept = tl.exp(tl.where(at < m, tl.load(decay + unit * m + end - 1) - since, 0.0))
         grad *= kept[:, None]
         ones *= kept
-    own = load_rows(k, at, k_token, real, 0, D, BROAD).to(OPERAND)
+    own = load_rows(k, at, k_token, real, 0, d, BROAD).to(OPERAND)
     for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
         head = first_head + step % share
         query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
@@ -193,7 +193,7 @@ def _add_queries(
         rows = load_rows(dout + head * g_head, query_at, g_token, query_real, column, e, WIDTH).to(tl.float32)
         rows *= tl.load(inverse + row, mask=query_real, other=0.0)[:, None]
         scores = scores_of(
-            own, q + head * q_head, query_at, q_token, query_real, scale, D, BROAD, OPERAND, PRECISION
+            own, q + head * q_head, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION
         )  # fmt: skip
         if SHIFTED:
             scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]

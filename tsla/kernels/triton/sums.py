@@ -14,7 +14,7 @@ from tsla.kernels.triton.tile import TILE, around, load_rows, load_tile, real_ke
 def key_sums(
     k, v, mask, decay, kv, z,
     k_batch, k_head, k_token, v_batch, v_head, v_token, states, key_heads, m, e, chunk, chunks,
-    D: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Each chunk's own sum of phi(k) v^T and phi(k), decayed to its end: one pair of tiles, WIDTH columns."""
@@ -30,8 +30,8 @@ def key_sums(
     for first in range(index * chunk, end, TOKENS):
         at = first + tl.arange(0, TOKENS)
         real = real_keys(mask, batch, at, end, m, MASKED)
-        x = load_tile(k, at, k_token, real, left, D, OPERAND)
-        y = load_tile(k, at, k_token, real, right, D, OPERAND)
+        x = load_tile(k, at, k_token, real, left, d)
+        y = load_tile(k, at, k_token, real, right, d)
         rows = load_rows(v, at, v_token, real, tl.program_id(2) * WIDTH, e, WIDTH).to(tl.float32)
         once = tl.where(real, 1.0, 0.0)
         ones = once
@@ -47,7 +47,7 @@ def query_sums(
     q, dout, out, den, dden, shift, decay, inverse, slopes, kv, z,
     q_batch, q_head, q_token, g_batch, g_head, g_token, o_batch, o_head, o_token, states, heads, n, e, chunk, chunks,
     scale, flat_c, slope_c, curve_c,
-    D: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr,
     DECAYED: tl.constexpr, SHIFTED: tl.constexpr, WEIGHED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -67,8 +67,8 @@ def query_sums(
         real = at < end
         row = (batch * heads + head) * n + at
         x_at, g_at = q + batch * q_batch + head * q_head, dout + batch * g_batch + head * g_head
-        x = load_tile(x_at, at, q_token, real, left, D, OPERAND)
-        y = load_tile(x_at, at, q_token, real, right, D, OPERAND)
+        x = load_tile(x_at, at, q_token, real, left, d)
+        y = load_tile(x_at, at, q_token, real, right, d)
         factor, ones = _gradients_of_sums(
             g_at, out + batch * o_batch + head * o_head, den, dden, at, row, real, g_token, o_token, e, TOKENS, WIDTH,
             NORMALIZE, WEIGHED,
@@ -122,14 +122,12 @@ def _add(
 ):  # fmt: skip
     """Some tokens more; `rise` and `level` weigh their linear features and their constant."""
     square, line, flat, square_z, line_z, flat_z = sums
-    features = tl.reshape(x[:, :, None] * y[:, None, :], (TOKENS, TILE * TILE))
+    features = tl.reshape((x[:, :, None] * y[:, None, :]).to(OPERAND), (TOKENS, TILE * TILE))
     square = tl.dot(tl.trans(features), rows.to(OPERAND), square, input_precision=PRECISION)
-    line = tl.dot(tl.trans(x), (rows * rise[:, None]).to(OPERAND), line, input_precision=PRECISION)
+    line = tl.dot(tl.trans(x.to(OPERAND)), (rows * rise[:, None]).to(OPERAND), line, input_precision=PRECISION)
     flat += tl.sum(rows * level[:, None], 0)
-    wide = x.to(tl.float32)
-    weighted = y.to(tl.float32) * ones[:, None]
-    square_z = tl.dot(tl.trans(wide), weighted, square_z, input_precision=PRECISION)
-    line_z += tl.sum(wide * (ones * rise)[:, None], 0)
+    square_z = tl.dot(tl.trans(x), y * ones[:, None], square_z, input_precision=PRECISION)
+    line_z += tl.sum(x * (ones * rise)[:, None], 0)
     flat_z += tl.sum(ones * level)
     return square, line, flat, square_z, line_z, flat_z
 

@@ -9,17 +9,17 @@ TILE = tl.constexpr(_TILE)
 
 
 @triton.jit
-def load_tile(base, at, stride, real, tile, D: tl.constexpr, OPERAND: tl.constexpr):
+def load_tile(base, at, stride, real, tile, d):
     """16 of the head's numbers of some tokens ``(tokens, 16)``; 0 beyond its width and where a token is not real."""
     place = tile * TILE + tl.arange(0, TILE)
-    inside = real[:, None] & (place < D)[None, :]
-    return tl.load(base + at[:, None] * stride + place[None, :], mask=inside, other=0.0).to(OPERAND)
+    inside = real[:, None] & (place < d)[None, :]
+    return tl.load(base + at[:, None] * stride + place[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_column(base, at, stride, real, place, D: tl.constexpr, OPERAND: tl.constexpr):
+def load_column(base, at, stride, real, place):
     """One of the head's numbers of some tokens ``(tokens,)``."""
-    return tl.load(base + at * stride + place, mask=real & (place < D), other=0.0).to(OPERAND)
+    return tl.load(base + at * stride + place, mask=real, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -90,9 +90,9 @@ def real_keys(mask, batch, at, end, m, MASKED: tl.constexpr):
 
 @triton.jit
 def scores_of(
-    own, other, at, stride, real, scale, D: tl.constexpr, BROAD: tl.constexpr, OPERAND: tl.constexpr,
+    own, other, at, stride, real, scale, d, BROAD: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scaled products of some tokens' heads, loaded before, with those of other tokens."""
-    heads = load_rows(other, at, stride, real, 0, D, BROAD).to(OPERAND)
+    heads = load_rows(other, at, stride, real, 0, d, BROAD).to(OPERAND)
     return tl.dot(own, tl.trans(heads), input_precision=PRECISION) * scale
