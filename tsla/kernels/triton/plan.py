@@ -1,6 +1,5 @@
 """How a call is cut up for the GPU: blocks of tokens, chunks with a state each, columns, and the types of products."""
 
-import os
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -39,11 +38,6 @@ PRODUCTS = {
     torch.float16: Products(tl.float32, "tf32", torch.float32, 32, (16, 4), (16, 8)),
     torch.float32: Products(tl.float32, "tf32x3", torch.float32, 32, (16, 4), (16, 8)),
 }
-
-
-def interpreted() -> bool:
-    """Whether Triton runs on the CPU, by its interpreter: asked for by TRITON_INTERPRET=1 before it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Plan(NamedTuple):

@@ -17,6 +17,7 @@ from tsla.kernels.triton.tile import (
     load_tile,
     pair_of_tiles,
     real_keys,
+    rounded,
     scores_of,
 )
 
@@ -34,7 +35,7 @@ def pull(
     square = tl.zeros((TOKENS, TILE), tl.float32)
     line = tl.zeros((TOKENS, TILE), tl.float32)
     for first in range(0, e, WIDTH):
-        row = (load_rows(rows, at, row_stride, real, first, e, WIDTH).to(tl.float32) * factor[:, None]).to(OPERAND)
+        row = rounded(load_rows(rows, at, row_stride, real, first, e, WIDTH).to(tl.float32) * factor[:, None], OPERAND)
         for other in range(TILES):
             turned = other > tile
             pair = pair_of_tiles(tl.minimum(tile, other), tl.maximum(tile, other), TILES)
@@ -107,23 +108,23 @@ def _add_keys(
     if DECAYED:
         until = tl.load(decay + unit * n + at, mask=real, other=0.0)
         grad *= tl.exp(until)[:, None]
-    own = load_rows(q, at, q_token, real, 0, d, BROAD).to(OPERAND)
+    own = rounded(load_rows(q, at, q_token, real, 0, d, BROAD), OPERAND)
     for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
         key_at = start + tl.arange(0, TOKENS)
         key_real = real_keys(mask, batch, key_at, n, n, MASKED)
         weights = tl.zeros((TOKENS, TOKENS), tl.float32) + ones[:, None]
         for first in range(0, e, WIDTH):
             rows = load_rows(dout, at, g_token, real, first, e, WIDTH).to(tl.float32) * factor[:, None]
-            values = load_rows(v, key_at, v_token, key_real, first, e, WIDTH).to(OPERAND)
-            weights = tl.dot(rows.to(OPERAND), tl.trans(values), weights, input_precision=PRECISION)
+            values = rounded(load_rows(v, key_at, v_token, key_real, first, e, WIDTH), OPERAND)
+            weights = tl.dot(rounded(rows, OPERAND), tl.trans(values), weights, input_precision=PRECISION)
         scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
         visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
         weights = tl.where(visible, weights * (slope_c + curve_c * scores), 0.0)
         if DECAYED:
             since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
             weights *= gate(visible, until[:, None], since[None, :])
-        part = load_tile(k, key_at, k_token, key_real, tile, d).to(OPERAND)
-        grad += tl.dot(weights.to(OPERAND), part, input_precision=PRECISION) * scale
+        part = rounded(load_tile(k, key_at, k_token, key_real, tile, d), OPERAND)
+        grad += tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale
     return grad
 
 
@@ -176,7 +177,7 @@ def _add_queries(
     if DECAYED:
         since = tl.load(decay + unit * m + at, mask=at < m, other=0.0)
         grad *= tl.exp(tl.where(at < m, tl.load(decay + unit * m + end - 1) - since, 0.0))[:, None]
-    own = load_rows(k, at, k_token, real, 0, d, BROAD).to(OPERAND)
+    own = rounded(load_rows(k, at, k_token, real, 0, d, BROAD), OPERAND)
     for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
         head = first_head + step % share
         query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
@@ -188,8 +189,8 @@ def _add_queries(
         weights += tl.load(slopes + row, mask=query_real, other=0.0)[None, :]
         for first in range(0, e, WIDTH):
             rows = load_rows(g_at, query_at, g_token, query_real, first, e, WIDTH).to(tl.float32) * factor[:, None]
-            values = load_rows(v, at, v_token, real, first, e, WIDTH).to(OPERAND)
-            weights = tl.dot(values, tl.trans(rows.to(OPERAND)), weights, input_precision=PRECISION)
+            values = rounded(load_rows(v, at, v_token, real, first, e, WIDTH), OPERAND)
+            weights = tl.dot(values, tl.trans(rounded(rows, OPERAND)), weights, input_precision=PRECISION)
         scores = scores_of(own, q_at, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION)
         if SHIFTED:
             scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]
@@ -198,6 +199,6 @@ def _add_queries(
         if DECAYED:
             until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
             weights *= gate(visible, until[None, :], since[:, None])
-        part = load_tile(q_at, query_at, q_token, query_real, tile, d).to(OPERAND)
-        grad += tl.dot(weights.to(OPERAND), part, input_precision=PRECISION) * scale
+        part = rounded(load_tile(q_at, query_at, q_token, query_real, tile, d), OPERAND)
+        grad += tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale
     return grad

@@ -17,6 +17,7 @@ from tsla.kernels.triton.tile import (
     load_tile,
     pair_of_tiles,
     real_keys,
+    rounded,
     scores_of,
     weigh,
 )
@@ -43,7 +44,7 @@ def look_up(
         x_left = load_tile(x, at, stride, real, left, d)
         row = PAIRS * SQUARE + left * TILE
         part = load_state(kv, row, 1, e, first, WIDTH, OPERAND)
-        line = tl.dot(x_left.to(OPERAND), part, line, input_precision=PRECISION)
+        line = tl.dot(rounded(x_left, OPERAND), part, line, input_precision=PRECISION)
         line_z += tl.sum(x_left * tl.load(z + row + lane)[None, :], 1)
         for right in range(left, TILES):
             pair = pair_of_tiles(left, right, TILES)
@@ -52,7 +53,7 @@ def look_up(
             for i in range(tl.minimum(TILE, d - left * TILE)):
                 column = load_column(x, at, stride, real, left * TILE + i)
                 part = load_state(kv, pair * SQUARE + i * TILE, 1, e, first, WIDTH, OPERAND)
-                square = tl.dot((x_right * column[:, None]).to(OPERAND), part, square, input_precision=PRECISION)
+                square = tl.dot(rounded(x_right * column[:, None], OPERAND), part, square, input_precision=PRECISION)
             part_z = tl.load(z + pair * SQUARE + lane[:, None] * TILE + lane[None, :])
             square_z += tl.sum(tl.dot(x_left, part_z, input_precision=PRECISION) * x_right, 1)
     place = first + tl.arange(0, WIDTH)
@@ -116,11 +117,11 @@ def _add_keys(
         kept = tl.exp(until)
         sums *= kept[:, None]
         below *= kept
-    own = load_rows(q, at, q_token, real, 0, d, BROAD).to(OPERAND)
+    own = rounded(load_rows(q, at, q_token, real, 0, d, BROAD), OPERAND)
     for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
         key_at = start + tl.arange(0, TOKENS)
         key_real = real_keys(mask, batch, key_at, n, n, MASKED)
-        values = load_rows(v, key_at, v_token, key_real, column, e, WIDTH).to(OPERAND)
+        values = rounded(load_rows(v, key_at, v_token, key_real, column, e, WIDTH), OPERAND)
         scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
         visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
         weights = tl.where(visible, weigh(scores, flat_c, slope_c, curve_c), 0.0)
@@ -128,7 +129,7 @@ def _add_keys(
             since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
             weights *= gate(visible, until[:, None], since[None, :])
         below += tl.sum(weights, 1)
-        sums = tl.dot(weights.to(OPERAND), values, sums, input_precision=PRECISION)
+        sums = tl.dot(rounded(weights, OPERAND), values, sums, input_precision=PRECISION)
     return sums, below
 
 
@@ -184,7 +185,7 @@ def _add_queries(
         kept = tl.exp(tl.where(at < m, tl.load(decay + unit * m + end - 1) - since, 0.0))
         grad *= kept[:, None]
         ones *= kept
-    own = load_rows(k, at, k_token, real, 0, d, BROAD).to(OPERAND)
+    own = rounded(load_rows(k, at, k_token, real, 0, d, BROAD), OPERAND)
     for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
         head = first_head + step % share
         query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
@@ -203,5 +204,5 @@ def _add_queries(
             until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
             weights *= gate(visible, until[None, :], since[:, None])
             ones += tl.sum(weights * tl.load(slopes + row, mask=query_real, other=0.0)[None, :], 1)
-        grad = tl.dot(weights.to(OPERAND), rows.to(OPERAND), grad, input_precision=PRECISION)
+        grad = tl.dot(rounded(weights, OPERAND), rounded(rows, OPERAND), grad, input_precision=PRECISION)
     return grad, ones

@@ -7,7 +7,7 @@ and ones those of its denominators, and the sums are gradients of a state.
 import triton
 import triton.language as tl
 
-from tsla.kernels.triton.tile import TILE, around, load_rows, load_tile, real_keys, tiles_of_pair
+from tsla.kernels.triton.tile import TILE, around, load_rows, load_tile, real_keys, rounded, tiles_of_pair
 
 
 @triton.jit
@@ -122,9 +122,11 @@ def _add(
 ):  # fmt: skip
     """Some tokens more; `rise` and `level` weigh their linear features and their constant."""
     square, line, flat, square_z, line_z, flat_z = sums
-    features = tl.reshape((x[:, :, None] * y[:, None, :]).to(OPERAND), (TOKENS, TILE * TILE))
-    square = tl.dot(tl.trans(features), rows.to(OPERAND), square, input_precision=PRECISION)
-    line = tl.dot(tl.trans(x.to(OPERAND)), (rows * rise[:, None]).to(OPERAND), line, input_precision=PRECISION)
+    features = tl.reshape(rounded(x[:, :, None] * y[:, None, :], OPERAND), (TOKENS, TILE * TILE))
+    square = tl.dot(tl.trans(features), rounded(rows, OPERAND), square, input_precision=PRECISION)
+    line = tl.dot(
+        tl.trans(rounded(x, OPERAND)), rounded(rows * rise[:, None], OPERAND), line, input_precision=PRECISION
+    )
     flat += tl.sum(rows * level[:, None], 0)
     square_z = tl.dot(tl.trans(x), y * ones[:, None], square_z, input_precision=PRECISION)
     line_z += tl.sum(x * (ones * rise)[:, None], 0)

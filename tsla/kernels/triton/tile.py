@@ -1,11 +1,23 @@
 """What the GPU kernels share: how they load tokens, count tiles and weigh pairs."""
 
+import os
+
 import triton
 import triton.language as tl
 
 from tsla.kernels.triton.layout import TILE as _TILE
 
 TILE = tl.constexpr(_TILE)
+EMULATED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def rounded(x, OPERAND: tl.constexpr):
+    """A factor of a product in the type it is multiplied in; the interpreter cannot multiply bfloat16 as it is."""
+    x = x.to(OPERAND)
+    if EMULATED:
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -34,7 +46,7 @@ def load_state(kv, row, step, e, first, WIDTH: tl.constexpr, OPERAND: tl.constex
     """Rows `row`, `row` + step ... of a state ``(16, WIDTH)``."""
     place = first + tl.arange(0, WIDTH)
     rows = row + step * tl.arange(0, TILE)
-    return tl.load(kv + rows[:, None] * e + place[None, :], mask=(place < e)[None, :], other=0.0).to(OPERAND)
+    return rounded(tl.load(kv + rows[:, None] * e + place[None, :], mask=(place < e)[None, :], other=0.0), OPERAND)
 
 
 @triton.jit
@@ -94,5 +106,5 @@ def scores_of(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scaled products of some tokens' heads, loaded before, with those of other tokens."""
-    heads = load_rows(other, at, stride, real, 0, d, BROAD).to(OPERAND)
+    heads = rounded(load_rows(other, at, stride, real, 0, d, BROAD), OPERAND)
     return tl.dot(own, tl.trans(heads), input_precision=PRECISION) * scale
