@@ -1,6 +1,6 @@
 """Compiles the GPU kernels ahead of time, without a GPU, and tabulates what each program takes of a multiprocessor.
 
-python scripts/triton_table.py [out=docs/results/triton] [arch=80,90,100]
+python scripts/triton_table.py [out=docs/results/triton] [arch=80,90,100] [shapes=16x64] [dtypes=bfloat16]
 
 Every kernel is compiled as the passes launch it: the launches of both passes and of a decoding step are recorded, with
 their types and constants, for the shapes and options below. Registers and stack are read from the machine code by
@@ -140,10 +140,10 @@ def usage(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
-def rows(archs: list[int]) -> Iterator[dict[str, Any]]:
+def rows(archs: list[int], shapes: list[tuple[int, int]], dtypes: list[torch.dtype]) -> Iterator[dict[str, Any]]:
     """One for each kernel, architecture and configuration."""
-    for d, e in SHAPES:
-        for dtype in DTYPES:
+    for d, e in shapes:
+        for dtype in dtypes:
             for causal, options in ((False, False), (False, True), (True, False), (True, True)):
                 made = {launch.name: launch for launch in launches(d, e, dtype, causal=causal, options=options)}
                 for name, launch in made.items():
@@ -160,17 +160,22 @@ def rows(archs: list[int]) -> Iterator[dict[str, Any]]:
 
 def main(arguments: list[str]) -> int:
     """Write the table; 1 if anything spills or asks for too much shared memory."""
-    given = dict(argument.split("=", 1) for argument in arguments)
+    every = {"arch": {str(arch): arch for arch in ARCHS}, "shapes": {f"{d}x{e}": (d, e) for d, e in SHAPES},
+             "dtypes": {str(dtype)[6:]: dtype for dtype in DTYPES}}  # fmt: skip
+    given = dict(argument.partition("=")[::2] for argument in arguments)
     out = Path(given.pop("out", OUT))
-    archs = [int(arch) for arch in given.pop("arch", ",".join(map(str, ARCHS))).split(",")]
-    if given or not set(archs) <= set(ARCHS):
-        print(f"arguments must be out=DIR and arch= of {', '.join(map(str, ARCHS))}, got {' '.join(arguments)}")
-        return 2
+    chosen = {name: list(values.values()) for name, values in every.items()}
+    for name, value in given.items():
+        if name not in every or not set(value.split(",")) <= set(every[name]):
+            allowed = "; ".join(f"{known}= of {', '.join(values)}" for known, values in every.items())
+            print(f"{name}={value}: arguments are out=DIR; {allowed}")
+            return 2
+        chosen[name] = [every[name][one] for one in value.split(",")]
     out.mkdir(parents=True, exist_ok=True)
     wrong = 0
     with (out / "compile.csv").open("w", newline="") as file:
         writer = None
-        for row in rows(archs):
+        for row in rows(chosen["arch"], chosen["shapes"], chosen["dtypes"]):
             if writer is None:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()

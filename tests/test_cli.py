@@ -192,7 +192,7 @@ def test_info(capsys):
     assert main("info") == 0
     out = capsys.readouterr().out
     assert out.startswith(f"tsla {tsla.__version__}\n")
-    for part in ("python", "torch", "lightning", "cores", "commit", "configs", "native"):
+    for part in ("python", "torch", "lightning", "cores", "commit", "configs", "native", "triton"):
         assert re.search(rf"^  {part} +\S", out, re.MULTILINE), part
 
 

@@ -364,10 +364,21 @@ def _info(arguments: list[str]) -> int:
         "commit": facts["git_sha"],
         "configs": config_root(),
         "native": native.describe(),
+        "triton": _version_of("triton"),
     }.items():
         if name != "tsla":
             print(f"  {name:10} {value if value is not None else '-'}")
     return 0
+
+
+def _version_of(package: str) -> str:
+    """What is installed, or that nothing is."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _build_native() -> int:

@@ -59,7 +59,7 @@ def test_heads_need_not_divide_when_both_widths_are_given(cls):
 def test_arguments_of_one_mechanism():
     with refused("order (3) must be even and not negative: an odd one gives negative attention weights"):
         TaylorAttention(DIM, order=3)
-    with refused("impl ('fast') must be one of auto, direct, linear, native"):
+    with refused("impl ('fast') must be one of auto, direct, linear, native, triton"):
         TaylorAttention(DIM, impl="fast")
     with refused("window (-1) must not be negative"):
         WindowAttention(DIM, window=-1)

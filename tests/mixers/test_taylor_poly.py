@@ -245,7 +245,7 @@ def test_what_is_refused():
         TaylorPolyAttention(DIM, root="gate")
     with pytest.raises(ValueError, match=r"^order \(3\) must be even and not negative"):
         TaylorPolyAttention(DIM, order=3)
-    with pytest.raises(ValueError, match=r"^impl \('fast'\) must be one of auto, direct, linear, native$"):
+    with pytest.raises(ValueError, match=r"^impl \('fast'\) must be one of auto, direct, linear, native, triton$"):
         TaylorPolyAttention(DIM, impl="fast")
     x = torch.zeros(1, 3, DIM)
     with pytest.raises(ValueError, match=r"does not support 'cross', only bidirectional, packed$"):

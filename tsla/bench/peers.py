@@ -27,8 +27,8 @@ OURS = tuple(form for form in FORMS if form not in ("native", "triton"))  # auto
 
 
 def ours(device: str = "cpu") -> tuple[str, ...]:
-    """Names of ours; on a GPU the Triton kernels too, where this version has them."""
-    return (*OURS, *(form for form in FORMS if form == "triton" and device == CUDA))
+    """Names of ours; on a GPU the Triton kernels too."""
+    return (*OURS, "triton") if device == CUDA else OURS
 
 
 def implementations(device: str = "cpu") -> dict[str, Implementation]:

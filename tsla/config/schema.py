@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from tsla.config.options import option
 
-FORMS = ("auto", "direct", "linear", "native")
+FORMS = ("auto", "direct", "linear", "native", "triton")
 CENTERS = ("zero", "mean")
 ROOTS = ("none", "value", "sigmoid")
 DIRECTIONS = frozenset({"bidirectional", "causal"})

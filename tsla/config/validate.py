@@ -75,12 +75,12 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
             yield f"task.vocab_size ({task.vocab_size}) must be above the length and twice the pairs of {text}"
 
 
-def _native(mixer: PolynomialConfig, dim: int) -> Iterator[str]:
+def _compiled(mixer: PolynomialConfig, dim: int) -> Iterator[str]:
     head_dim = mixer.head_dim or dim // mixer.heads
     if isinstance(mixer, TaylorConfig | TaylorPolyConfig) and mixer.order != 2:
-        yield f"mixer.impl=native needs mixer.order=2, got {mixer.order}"
+        yield f"mixer.impl={mixer.impl} needs mixer.order=2, got {mixer.order}"
     if head_dim > 64:
-        yield f"mixer.impl=native needs a mixer.head_dim of at most 64, got {head_dim}"
+        yield f"mixer.impl={mixer.impl} needs a mixer.head_dim of at most 64, got {head_dim}"
 
 
 def _mixer(config: Config) -> Iterator[str]:
@@ -94,8 +94,8 @@ def _mixer(config: Config) -> Iterator[str]:
         yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
     if isinstance(mixer, PolynomialConfig) and mixer.crossover is not None and mixer.impl not in ("auto", "native"):
         yield f"mixer.crossover ({mixer.crossover:g}) needs mixer.impl=auto or native, got {mixer.impl}"
-    if isinstance(mixer, PolynomialConfig) and mixer.impl == "native":
-        yield from _native(mixer, config.model.dim)
+    if isinstance(mixer, PolynomialConfig) and mixer.impl in ("native", "triton"):
+        yield from _compiled(mixer, config.model.dim)
     if isinstance(mixer, TaylorShiftConfig) and mixer.c < mixer.b**2 / (4 * mixer.a):
         yield (f"mixer.c ({mixer.c}) must be at least b^2 / (4 a) ({mixer.b**2 / (4 * mixer.a):g}): "
                "a s^2 + b s + c would give negative weights")  # fmt: skip
