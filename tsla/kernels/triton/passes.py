@@ -57,19 +57,21 @@ def backward(x: Inputs, results: Results, given: Given, found: Found) -> None:
     grads = _query_states(x, plan, decay, results, given, inverse, slopes)
     own = plan.reading()
     options = {"CAUSAL": x.causal, "DECAYED": decay is not None, "SHIFTED": x.shift is not None}
-    sizes = (plan.h, plan.s, plan.g, plan.n if x.causal else plan.m, plan.e, *_chunks(x, plan))
+    blocks = plan.blocks(plan.m)
+    sizes = (plan.h, plan.s, plan.g, blocks, plan.m, plan.e, *_chunks(x, plan))
     mask, (_, slope, curve) = _mask(x), x.coefficients
     queries, keys, values, rows = strides(x.q), strides(x.k), strides(x.v), strides(dout)
-    read.read_keys[plan.units, plan.blocks(plan.m), plan.columns](
+    read.read_keys[plan.units * blocks, plan.columns](
         x.q, x.k, dout, mask, decay, x.shift, inverse, slopes, grads.kv, grads.z, found.dv, found.dones,
         *queries, *keys, *rows, *sizes, x.scale, *x.coefficients, MASKED=mask is not None, **options, **own,
     )  # fmt: skip
-    pull.pull_keys[plan.units, plan.blocks(plan.m), own["TILES"]](
+    pull.pull_keys[plan.units * blocks, own["TILES"]](
         x.q, x.k, x.v, dout, mask, decay, x.shift, inverse, slopes, grads.kv, grads.z, found.dk,
         *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **own,
     )  # fmt: skip
-    sizes = (plan.h, plan.s, plan.g, plan.n, plan.e, *_chunks(x, plan))
-    pull.pull_queries[plan.b * plan.h, plan.blocks(plan.n), own["TILES"]](
+    blocks = plan.blocks(plan.n)
+    sizes = (plan.h, plan.s, plan.g, blocks, plan.n, plan.e, *_chunks(x, plan))
+    pull.pull_queries[plan.b * plan.h * blocks, own["TILES"]](
         x.q, x.k, x.v, dout, mask, decay, x.shift, inverse, slopes, states.kv, states.z, found.dq,
         *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **own,
     )  # fmt: skip
@@ -88,12 +90,12 @@ PASSES = Passes(forward, backward, float_gradients=False, exact=False)
 
 
 def _read(x: Inputs, plan: Plan, decay: Tensor | None, states: States, out: Tensor, den: Tensor) -> None:
-    mask = _mask(x)
-    read.read_queries[plan.b * plan.h, plan.blocks(plan.n), plan.columns](
+    mask, blocks = _mask(x), plan.blocks(plan.n)
+    read.read_queries[plan.b * plan.h * blocks, plan.columns](
         x.q, x.k, x.v, mask, decay, x.shift, states.kv, states.z, out, den,
-        *strides(x.q), *strides(x.k), *strides(x.v), plan.h, plan.s, plan.g, plan.n, plan.e, *_chunks(x, plan),
-        x.scale, *x.coefficients, CAUSAL=x.causal, MASKED=mask is not None, DECAYED=decay is not None,
-        SHIFTED=x.shift is not None, NORMALIZE=x.normalize, **plan.reading(),
+        *strides(x.q), *strides(x.k), *strides(x.v), plan.h, plan.s, plan.g, blocks, plan.n, plan.e,
+        *_chunks(x, plan), x.scale, *x.coefficients, CAUSAL=x.causal, MASKED=mask is not None,
+        DECAYED=decay is not None, SHIFTED=x.shift is not None, NORMALIZE=x.normalize, **plan.reading(),
     )  # fmt: skip
 
 

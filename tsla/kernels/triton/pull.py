@@ -61,15 +61,15 @@ def pull(
 def pull_queries(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dq,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
-    heads, states, key_heads, n, e, chunk, chunks, scale, slope_c, curve_c,
+    heads, states, key_heads, blocks, n, e, chunk, chunks, scale, slope_c, curve_c,
     d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of TOKENS queries of one head, 16 columns."""
-    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    batch, head = (tl.program_id(0) // blocks // heads).to(tl.int64), tl.program_id(0) // blocks % heads
     unit = batch * states + head * states // heads
-    begin, tile = tl.program_id(1) * TOKENS, tl.program_id(2)
+    begin, tile = tl.program_id(0) % blocks * TOKENS, tl.program_id(1)
     at = begin + tl.arange(0, TOKENS)
     real = at < n
     row = (batch * heads + head) * n + at
@@ -132,15 +132,15 @@ def _add_keys(
 def pull_keys(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dk,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
-    heads, states, key_heads, m, e, chunk, chunks, scale, slope_c, curve_c,
+    heads, states, key_heads, blocks, m, e, chunk, chunks, scale, slope_c, curve_c,
     d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of TOKENS keys of one state, 16 columns."""
-    unit = tl.program_id(0).to(tl.int64)
+    unit = (tl.program_id(0) // blocks).to(tl.int64)
     batch, state = unit // states, unit % states
-    begin, tile = tl.program_id(1) * TOKENS, tl.program_id(2)
+    begin, tile = tl.program_id(0) % blocks * TOKENS, tl.program_id(1)
     at = begin + tl.arange(0, TOKENS)
     real = real_keys(mask, batch, at, m, m, MASKED)
     k += batch * k_batch + state * key_heads // states * k_head

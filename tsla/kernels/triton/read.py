@@ -67,15 +67,15 @@ def look_up(
 def read_queries(
     q, k, v, mask, decay, shift, kv, z, out, den,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    heads, states, key_heads, n, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
+    heads, states, key_heads, blocks, n, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
     d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr,
     NORMALIZE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs and denominators of TOKENS queries of one head, WIDTH columns."""
-    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    batch, head = (tl.program_id(0) // blocks // heads).to(tl.int64), tl.program_id(0) // blocks % heads
     unit = batch * states + head * states // heads
-    begin, column = tl.program_id(1) * TOKENS, tl.program_id(2) * WIDTH
+    begin, column = tl.program_id(0) % blocks * TOKENS, tl.program_id(1) * WIDTH
     at = begin + tl.arange(0, TOKENS)
     real = at < n
     row = (batch * heads + head) * n + at
@@ -137,15 +137,15 @@ def _add_keys(
 def read_keys(
     q, k, dout, mask, decay, shift, inverse, slopes, kv, z, dv, dones,
     q_batch, q_head, q_token, k_batch, k_head, k_token, g_batch, g_head, g_token,
-    heads, states, key_heads, m, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
+    heads, states, key_heads, blocks, m, e, chunk, chunks, scale, flat_c, slope_c, curve_c,
     d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of TOKENS values of one state, WIDTH columns, and (DECAYED) of what counts as 1 in the denominators."""
-    unit = tl.program_id(0).to(tl.int64)
+    unit = (tl.program_id(0) // blocks).to(tl.int64)
     batch, state = unit // states, unit % states
-    begin, column = tl.program_id(1) * TOKENS, tl.program_id(2) * WIDTH
+    begin, column = tl.program_id(0) % blocks * TOKENS, tl.program_id(1) * WIDTH
     at = begin + tl.arange(0, TOKENS)
     real = real_keys(mask, batch, at, m, m, MASKED)
     k += batch * k_batch + state * key_heads // states * k_head

@@ -21,24 +21,31 @@ def rounded(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def _offsets(at, stride):
+    """Of tokens, in more than 32 bits: millions of tokens of many heads go beyond."""
+    return at.to(tl.int64) * stride
+
+
+@triton.jit
 def load_tile(base, at, stride, real, tile, d):
     """16 of the head's numbers of some tokens ``(tokens, 16)``; 0 beyond its width and where a token is not real."""
     place = tile * TILE + tl.arange(0, TILE)
     inside = real[:, None] & (place < d)[None, :]
-    return tl.load(base + at[:, None] * stride + place[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(base + _offsets(at, stride)[:, None] + place[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_column(base, at, stride, real, place):
     """One of the head's numbers of some tokens ``(tokens,)``."""
-    return tl.load(base + at * stride + place, mask=real, other=0.0).to(tl.float32)
+    return tl.load(base + _offsets(at, stride) + place, mask=real, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_rows(base, at, stride, real, first, width, WIDTH: tl.constexpr):
     """Numbers first ... first + WIDTH of some tokens, as they are; 0 from `width` on."""
     place = first + tl.arange(0, WIDTH)
-    return tl.load(base + at[:, None] * stride + place[None, :], mask=real[:, None] & (place < width)[None, :], other=0)
+    inside = real[:, None] & (place < width)[None, :]
+    return tl.load(base + _offsets(at, stride)[:, None] + place[None, :], mask=inside, other=0)
 
 
 @triton.jit
