@@ -222,14 +222,11 @@ def test_triton_is_told_where_it_is(monkeypatch):
 # Peers ----------------------------------------------------------------------------------------------------------------
 
 
-def test_peers_of_a_gpu(monkeypatch):
-    added = {"sdpa-flash", "flex", "fla-based"}
-    assert set(implementations(CUDA)) - {"triton"} == set(implementations()) | added
+def test_peers_of_a_gpu():
+    added = {"sdpa-flash", "flex", "fla-based", "triton"}
+    assert set(implementations(CUDA)) == set(implementations()) | added
     assert ours() == OURS and "triton" not in implementations()
-    monkeypatch.setattr(tsla.bench.peers, "FORMS", ("auto", "direct", "linear", "native"))
-    assert ours(CUDA) == OURS and "triton" not in implementations(CUDA)
-    monkeypatch.setattr(tsla.bench.peers, "FORMS", ("auto", "direct", "linear", "native", "triton"))
-    assert ours(CUDA) == (*OURS, "triton") and "triton" in implementations(CUDA) and ours() == OURS
+    assert ours(CUDA) == (*OURS, "triton")
     assert list(implementations(CUDA))[: len(OURS) + 1] == [*OURS, "triton"]
 
 

@@ -101,7 +101,7 @@ def test_causal_lengths(op, n, m):
 @pytest.mark.parametrize("op", KERNELS.values(), ids=KERNELS.keys())
 def test_kernel_options(op):
     x = list(qkv().values())
-    forms = "auto, direct, linear" + ", native" * (op is KERNELS["taylor"])
+    forms = "auto, direct, linear" + ", native, triton" * (op is KERNELS["taylor"])
     with refused(f"impl ('fast') must be one of {forms}"):
         op(*x, impl="fast")
     for chunk in (0, -1):

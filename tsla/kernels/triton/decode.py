@@ -11,7 +11,7 @@ def step(
     q, k, v, mask, gates, shift, kv, z, kv_after, z_after, out, den, left, right, factors,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads, states, key_heads, features, e,
     scale, flat_c, slope_c, curve_c,
-    d, WIDTH: tl.constexpr, FEATURES: tl.constexpr, SHARE: tl.constexpr, MASKED: tl.constexpr,
+    WIDTH: tl.constexpr, FEATURES: tl.constexpr, SHARE: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, SHIFTED: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     """WIDTH columns of one state, FEATURES rows at a time; SHARE (a power of 2) is at least heads / states.
@@ -28,9 +28,8 @@ def step(
     real = only == 0
     if MASKED:
         real = tl.load(mask + batch + only) != 0
-    once = tl.where(real, 1.0, 0.0)
-    value = tl.load(v + batch * v_batch + state * key_heads // states * v_head + place, mask=(place < e) & real,
-                    other=0.0).to(tl.float32)  # fmt: skip
+    v += batch * v_batch + state * key_heads // states * v_head
+    value = tl.load(v + place, mask=(place < e) & real, other=0.0).to(tl.float32)
     kept = 1.0
     if DECAYED:
         kept = tl.exp(tl.load(gates + unit))
@@ -47,8 +46,7 @@ def step(
         inside = p < features
         i, j = tl.load(left + p, mask=inside, other=-1), tl.load(right + p, mask=inside, other=-1)
         times = tl.load(factors + p, mask=inside, other=0.0)
-        x = tl.load(k + i, mask=(i >= 0) & real, other=1.0).to(tl.float32)
-        key = x * tl.load(k + j, mask=(j >= 0) & real, other=1.0).to(tl.float32) * times * once
+        key = _feature(k, i, j, real) * times * tl.where(real, 1.0, 0.0)
         at = (unit * features + p)[:, None] * e + place[None, :]
         there = inside[:, None] & (place < e)[None, :]
         part = tl.load(kv + at, mask=there, other=0.0) * kept + key[:, None] * value[None, :]
@@ -56,11 +54,8 @@ def step(
         part_z = tl.load(z + unit * features + p, mask=inside, other=0.0) * kept + key
         if column == 0:
             tl.store(z_after + unit * features + p, part_z, mask=inside)
-        both = reads[:, None] & (i >= 0)[None, :]
-        y = tl.load(query[:, None] + i[None, :], mask=both, other=1.0).to(tl.float32)
-        both = reads[:, None] & (j >= 0)[None, :]
-        y *= tl.load(query[:, None] + j[None, :], mask=both, other=1.0).to(tl.float32)
         linear = tl.where(j[None, :] < 0, rise[:, None] * scale, curve_c * scale * scale)
+        y = _feature(query[:, None], i[None, :], j[None, :], reads[:, None])
         y *= tl.where(i[None, :] < 0, level[:, None], linear) * times[None, :]
         sums += tl.sum(y[:, :, None] * part[None, :, :], 1)
         below += tl.sum(y * part_z[None, :], 1)
@@ -70,3 +65,10 @@ def step(
     tl.store(to, sums.to(out.dtype.element_ty), mask=reads[:, None] & (place < e)[None, :])
     if column == 0:
         tl.store(den + row, below, mask=reads)
+
+
+@triton.jit
+def _feature(x, i, j, real):
+    """x_i x_j, an index of -1 standing for 1."""
+    first = tl.load(x + i, mask=real & (i >= 0), other=1.0).to(tl.float32)
+    return first * tl.load(x + j, mask=real & (j >= 0), other=1.0).to(tl.float32)

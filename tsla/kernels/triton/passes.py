@@ -200,6 +200,6 @@ def _decode(x: Inputs, plan: Plan, results: Results) -> None:
         x.q, x.k, x.v, mask, None if x.gates is None else x.gates.contiguous(), x.shift, x.kv.contiguous(),
         x.z.contiguous(), results.kv, results.z, results.out, results.den, left, right, factors,
         *strides(x.q)[:2], *strides(x.k)[:2], *strides(x.v)[:2], plan.h, plan.s, plan.g, len(left), plan.e,
-        x.scale, *x.coefficients, d=plan.d, WIDTH=plan.width, FEATURES=max(16, FEATURES // share), SHARE=share,
+        x.scale, *x.coefficients, WIDTH=plan.width, FEATURES=max(16, FEATURES // share), SHARE=share,
         SHIFTED=x.shift is not None, NORMALIZE=x.normalize, num_warps=4, **COMPILER, **options,
     )  # fmt: skip
