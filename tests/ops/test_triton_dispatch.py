@@ -57,6 +57,22 @@ def test_cuda_tensors_take_it(causal, impl):
     assert seen == ["tsla::taylor"]
 
 
+@pytest.mark.parametrize(("version", "capability", "message"), [
+    ("6.4", (9, 0), "torch for ROCm (6.4) must be torch for CUDA"),
+    (None, (7, 5), "compute capability (7, 5) must be at least (8, 0)"),
+    (None, (8, 0), ""),
+])  # fmt: skip
+def test_cards_it_is_not_for(version, capability, message, monkeypatch):
+    gpu.unfit.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    with FakeTensorMode():
+        q = torch.empty(1, 1, 4, 16, device="cuda")
+        assert gpu.why_not(q, q, q, 2, None, ()) == message
+    gpu.unfit.cache_clear()
+
+
 class Operators(torch.utils._python_dispatch.TorchDispatchMode):
     """Notes which of our operators run."""
 

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from tsla.ops import native
+
+OLDEST = (8, 0)  # compute capability of the first cards that multiply bfloat16 and TensorFloat-32
 
 
 def devices() -> tuple[str, ...]:
@@ -21,7 +24,20 @@ def devices() -> tuple[str, ...]:
 
 def why_not(q: Tensor, k: Tensor, v: Tensor, order: int, scale: float | None, others: Sequence[Tensor | None]) -> str:
     """What keeps these inputs from the Triton form; empty if nothing does."""
-    return native.why_not(q, k, v, order, scale, others, devices=devices())
+    if reason := native.why_not(q, k, v, order, scale, others, devices=devices()):
+        return reason
+    return unfit(q.device.index) if q.is_cuda else ""
+
+
+@cache
+def unfit(index: int | None) -> str:
+    """What keeps a GPU from them: they are for NVIDIA's, from Ampere on."""
+    if torch.version.hip:
+        return f"torch for ROCm ({torch.version.hip}) must be torch for CUDA"
+    if not torch.cuda.is_available():  # a fake tensor's
+        return ""
+    capability = torch.cuda.get_device_capability(index)
+    return "" if capability >= OLDEST else f"compute capability {capability} must be at least {OLDEST}"
 
 
 @cache
@@ -37,5 +53,6 @@ def require() -> None:
 
 
 # As in `native`, for compiled graphs.
+unfit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 require._dynamo_marked_constant = True  # type: ignore[attr-defined]
