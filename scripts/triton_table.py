@@ -1,6 +1,6 @@
 """Compiles the GPU kernels ahead of time, without a GPU, and tabulates what each program takes of a multiprocessor.
 
-python scripts/triton_table.py [out=docs/results/triton] [arch=80,90,100] [shapes=16x64] [dtypes=bfloat16]
+python scripts/triton_table.py [out=docs/results/triton] [arch=80,90,100] [shapes=16x64] [kernels=step]
 
 Every kernel is compiled as the passes launch it: the launches of both passes and of a decoding step are recorded, with
 their types and constants, for the shapes and options below. Registers and stack are read from the machine code by
@@ -140,28 +140,31 @@ def usage(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
-def rows(archs: list[int], shapes: list[tuple[int, int]], dtypes: list[torch.dtype]) -> Iterator[dict[str, Any]]:
+def rows(
+    arch: list[int], shapes: list[tuple[int, int]], dtypes: list[torch.dtype], kernels: list[str]
+) -> Iterator[dict[str, Any]]:
     """One for each kernel, architecture and configuration."""
     for d, e in shapes:
         for dtype in dtypes:
             for causal, options in ((False, False), (False, True), (True, False), (True, True)):
                 made = {launch.name: launch for launch in launches(d, e, dtype, causal=causal, options=options)}
                 for name, launch in made.items():
-                    for arch in archs:
-                        found = compiled(launch, arch)
+                    for target in arch if name in kernels else []:
+                        found = compiled(launch, target)
                         yield {
-                            "arch": f"sm_{arch}", "kernel": name, "d": d, "e": e, "dtype": str(dtype)[6:],
+                            "arch": f"sm_{target}", "kernel": name, "d": d, "e": e, "dtype": str(dtype)[6:],
                             "causal": causal, "options": options, "tokens": launch.arguments.get("TOKENS", ""),
                             "warps": launch.arguments.get("num_warps", 4),
                             **found._asdict(),
-                            "shared_limit": ARCHS[arch][1] * 1024,
+                            "shared_limit": ARCHS[target][1] * 1024,
                         }  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     """Write the table; 1 if anything spills or asks for too much shared memory."""
     every = {"arch": {str(arch): arch for arch in ARCHS}, "shapes": {f"{d}x{e}": (d, e) for d, e in SHAPES},
-             "dtypes": {str(dtype)[6:]: dtype for dtype in DTYPES}}  # fmt: skip
+             "dtypes": {str(dtype)[6:]: dtype for dtype in DTYPES},
+             "kernels": {name: name for names in KERNELS.values() for name in names}}  # fmt: skip
     given = dict(argument.partition("=")[::2] for argument in arguments)
     out = Path(given.pop("out", OUT))
     chosen = {name: list(values.values()) for name, values in every.items()}
@@ -175,7 +178,7 @@ def main(arguments: list[str]) -> int:
     wrong = 0
     with (out / "compile.csv").open("w", newline="") as file:
         writer = None
-        for row in rows(chosen["arch"], chosen["shapes"], chosen["dtypes"]):
+        for row in rows(**chosen):
             if writer is None:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()

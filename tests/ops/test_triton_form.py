@@ -148,6 +148,16 @@ def test_long_sums_do_not_overflow_in_float16():
     assert ((out - 6).abs() < 0.01).all()
 
 
+def test_what_has_decayed_away_is_zero_and_nothing_overflows():
+    """Sums of log gates of -3000 in a chunk; that a warning is an error tells of infinities on the way."""
+    inputs = qkv(b=1, h=2, g=2, n=20, d=6, e=4, dtype=torch.float32)
+    inputs["log_decay"] = torch.full((1, 2, 20), -150.0)
+    run = partial(taylor_attention, causal=True, return_state=True)
+    found = results(partial(run, impl="triton"), inputs)
+    exact = results(partial(run, impl="direct"), {name: x.double() for name, x in inputs.items()})
+    assert all(value < 1e-5 for value in worst(found, exact).values())
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_results_are_the_same_in_every_run_and_written_once(causal, monkeypatch):
     """No element is stored twice in one launch: there are no races, whatever the order of the programs."""

@@ -118,7 +118,7 @@ def _add_keys(
             values = rounded(load_rows(v, key_at, v_token, key_real, first, e, WIDTH), OPERAND)
             weights = tl.dot(rounded(rows, OPERAND), tl.trans(values), weights, input_precision=PRECISION)
         scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
-        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
+        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :] & real[:, None]
         weights = tl.where(visible, weights * (slope_c + curve_c * scores), 0.0)
         if DECAYED:
             since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)

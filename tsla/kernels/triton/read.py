@@ -123,7 +123,7 @@ def _add_keys(
         key_real = real_keys(mask, batch, key_at, n, n, MASKED)
         values = rounded(load_rows(v, key_at, v_token, key_real, column, e, WIDTH), OPERAND)
         scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
-        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :]
+        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :] & real[:, None]
         weights = tl.where(visible, weigh(scores, flat_c, slope_c, curve_c), 0.0)
         if DECAYED:
             since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
