@@ -22,7 +22,7 @@ test: .venv/.ready-dev  ## set everything up and run the tests
 
 # pytest exits 5 when nothing was selected: no slow test is not a failure, anything else is.
 test-slow: .venv/.ready-dev  ## the slow tier of the tests
-	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+	$(BIN)/pytest -m slow -n 2 || [ $$? -eq 5 ]
 
 bench: .venv/.ready-bench  ## speed and memory beside the field's packages: docs/results/bench, and the README's table
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench.sh
