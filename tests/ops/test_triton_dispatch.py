@@ -6,8 +6,9 @@ from cases import qkv
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tsla.kernels.triton import layout
-from tsla.ops import gpu, taylor_attention, taylor_feature_map
+from tsla.ops import compiled, gpu, taylor_attention, taylor_feature_map
 from tsla.ops.attention import _compiled_form
+from tsla.ops.kernel import taylor_polynomial
 
 triton = pytest.mark.skipif(not gpu.ready(), reason="Triton is not installed")
 
@@ -106,3 +107,23 @@ def test_states_in_tiles_are_those_in_packed_features(head_dim):
             row += 256
     found += x @ tiles[2, row : row + len(x)] + tiles[2, -1]
     torch.testing.assert_close(found[None], exact)
+
+
+@triton
+def test_short_sequences_are_no_other_form(monkeypatch):
+    """A run's frozen crossover, which is of the CPU's kernels, must not leave the backward pass without its state."""
+    asked = {}
+
+    def taylor(q, k, v, **options):
+        asked.update(options)
+        return v, v, v, v
+
+    monkeypatch.setattr("tsla.kernels.taylor.taylor", taylor)
+    q, k, v = qkv(n=5, dtype=torch.float32).values()
+    options = {"scale": 1.0, "causal": False, "key_mask": None, "gates": None, "centered": False, "state": None}
+    for form, direct in (("triton", False), ("native", True)):
+        compiled.attend(
+            q.requires_grad_(), k, v, taylor_polynomial(2), **options, keep_state=False, normalize=True, short=True,
+            form=form,
+        )  # fmt: skip
+        assert asked["direct"] is direct and asked["keep_state"] is not direct

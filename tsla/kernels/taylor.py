@@ -14,7 +14,7 @@ from torch.nn.parameter import Parameter
 
 
 class Inputs(NamedTuple):
-    """The operator's arguments, see `taylor`; q, k and v with contiguous rows."""
+    """The operator's arguments, see `taylor`, laid out as kernels take them."""
 
     q: Tensor
     k: Tensor
@@ -166,7 +166,8 @@ def _backward(
         dkv = dz = None
     elif dkv is not None or dz is not None:  # of one alone, that of the other is 0
         dkv, dz = (torch.zeros_like(end) if dx is None else dx for end, dx in ((end_kv, dkv), (end_z, dz)))
-    given = Given(rows(torch.zeros_like(out) if dout is None else dout.to(out.dtype)), dden, dkv, dz)
+    others = (x if x is None else x.contiguous() for x in (dden, dkv, dz))
+    given = Given(rows(torch.zeros_like(out) if dout is None else dout.to(out.dtype)), *others)
     found = _empty_gradients(x, passes.float_gradients)
     passes.backward(x, results, given, found)
     dk, dv, dgates = found.dk, found.dv, found.dones
@@ -185,8 +186,11 @@ def rows(x: Tensor) -> Tensor:
 
 
 def _laid_out(arguments: Sequence[Any]) -> Inputs:
-    x = Inputs(*arguments)
-    return x._replace(q=rows(x.q), k=rows(x.k), v=rows(x.v))
+    """As kernels take them: q, k and v with contiguous rows, the other tensors contiguous."""
+    tensors: list[Any] = [
+        x if x is None else rows(x) if place < 3 else x.contiguous() for place, x in enumerate(arguments[:8])
+    ]
+    return Inputs(*tensors, *arguments[8:])
 
 
 def _gate_gradient(v: Tensor, found: Found, from_end: Tensor | None) -> Tensor:

@@ -34,7 +34,7 @@ def attend(
     shift = _shift(q, k, key_mask, causal, gates, z, scale) if centered else None
     if gates is not None and not causal:
         return Attended(_both_ways(q, k, v, polynomial, key_mask, gates, shift, scale, normalize, passes), None)
-    direct = short and state is None and not keep_state
+    direct = short and form == "native" and state is None and not keep_state  # a GPU has but one form
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, kv, shift))
     out, _, kv, z = taylor(
         q, k, v, mask=key_mask, gates=gates, shift=shift, kv=kv, z=z, scale=scale,

@@ -46,8 +46,8 @@ def forward(x: Inputs, results: Results) -> None:
 
 def backward(x: Inputs, results: Results, given: Given, found: Found) -> None:
     """Fill `found`."""
-    plan, decay = plan_of(x), _decay(x, plan_of(x))
-    dout = given.dout
+    plan, dout = plan_of(x), given.dout
+    decay = _decay(x, plan)
     if x.causal:
         states = _key_states(x, plan, decay)
     else:  # the state of all keys is there
@@ -76,9 +76,11 @@ def backward(x: Inputs, results: Results, given: Given, found: Found) -> None:
         *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **own,
     )  # fmt: skip
     if x.gates is not None:  # a common factor of a query's sums and denominator
-        product = 0.0 if x.normalize else (dout.float() * results.out).sum(-1)
-        torch.add(torch.zeros_like(results.den), product + (0.0 if given.dden is None else given.dden * results.den),
-                  out=found.dsums)  # fmt: skip
+        found.dsums.zero_()
+        if not x.normalize:
+            found.dsums.add_((dout.float() * results.out).sum(-1))
+        if given.dden is not None:
+            found.dsums.addcmul_(given.dden, results.den)
     if x.shift is not None:
         _shift_gradient(x, plan, decay, states, given, inverse, slopes, found.dshift)
     if x.kv is not None:
@@ -105,7 +107,7 @@ def _chunks(x: Inputs, plan: Plan) -> tuple[int, int]:
 
 
 def _mask(x: Inputs) -> Tensor | None:
-    return None if x.mask is None else x.mask.contiguous().view(torch.uint8)
+    return None if x.mask is None else x.mask.view(torch.uint8)
 
 
 def _decay(x: Inputs, plan: Plan) -> Tensor | None:
@@ -114,13 +116,8 @@ def _decay(x: Inputs, plan: Plan) -> Tensor | None:
         return None
     decay = torch.empty(x.gates.shape, dtype=torch.float32, device=x.gates.device)
     sums.decays[plan.units, plan.chunks](
-        x.gates.contiguous(),
-        decay,
-        plan.n,
-        plan.chunk,
-        CHUNK=triton.next_power_of_2(plan.chunk),
-        **COMPILER,
-    )
+        x.gates, decay, plan.n, plan.chunk, CHUNK=triton.next_power_of_2(plan.chunk), **COMPILER
+    )  # fmt: skip
     return decay
 
 
@@ -169,8 +166,7 @@ def _running(
         size = end[0].numel()
         sums.running[plan.units, triton.cdiv(size, BLOCK)](
             own, first, decay, before, end, size, plan.n, chunk, chunks, BLOCK=BLOCK, STARTED=first is not None,
-            DECAYED=decay is not None, EACH=x.causal, BACKWARD=backward,
-            **COMPILER,
+            DECAYED=decay is not None, EACH=x.causal, BACKWARD=backward, **COMPILER,
         )  # fmt: skip
         made += [before, end]
     return States(made[0], made[2], made[1], made[3])
@@ -197,8 +193,8 @@ def _decode(x: Inputs, plan: Plan, results: Results) -> None:
     options: dict[str, Any] = {"MASKED": mask is not None, "DECAYED": x.gates is not None}
     assert x.kv is not None and x.z is not None
     decode.step[plan.units, plan.columns](
-        x.q, x.k, x.v, mask, None if x.gates is None else x.gates.contiguous(), x.shift, x.kv.contiguous(),
-        x.z.contiguous(), results.kv, results.z, results.out, results.den, left, right, factors,
+        x.q, x.k, x.v, mask, x.gates, x.shift, x.kv, x.z, results.kv, results.z, results.out, results.den, left, right,
+        factors,
         *strides(x.q)[:2], *strides(x.k)[:2], *strides(x.v)[:2], plan.h, plan.s, plan.g, len(left), plan.e,
         x.scale, *x.coefficients, WIDTH=plan.width, FEATURES=max(16, FEATURES // share), SHARE=share,
         SHIFTED=x.shift is not None, NORMALIZE=x.normalize, num_warps=4, **COMPILER, **options,
