@@ -8,8 +8,9 @@ import torch
 import train_runs as runs
 
 from tsla import build, load_model
+from tsla.build_mixer import Place, build_mixer
 from tsla.config import compose, members
-from tsla.config.schema import MIXERS
+from tsla.config.mixers import MIXERS
 from tsla.mixers import (
     HeadSplit,
     NoMixer,
@@ -95,10 +96,10 @@ def test_the_config_refuses_the_directions_that_the_mixer_does(name, causal):
     config = members("mixer")[name]()
     model = replace(compose(BASE).model, causal=causal)
     if direction in config.directions:
-        assert direction in build.build_mixer(config, model).supports
+        assert direction in build_mixer(config, model, Place(0, 1, 64)).supports
     else:
         with pytest.raises(ValueError, match=f"does not support '{direction}'"):
-            build.build_mixer(config, model)
+            build_mixer(config, model, Place(0, 1, 64))
 
 
 @pytest.mark.parametrize("name", ["taylor", "softmax", "window"])

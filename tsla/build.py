@@ -1,52 +1,33 @@
-"""From a config to the things it describes, and back from a saved folder. The only file that knows both sides."""
+"""From a config to the things it describes, and back from a saved folder. This and `build_mixer` know both sides."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
 
 from lightning.pytorch.loggers import Logger
 
+from tsla.build_mixer import Place, build_mixer, named_mixer
 from tsla.config import Config, ConfigError
 from tsla.config.compose import freeze, parse_group
+from tsla.config.mixers import MixerConfig, PolynomialConfig, TaylorShiftConfig
 from tsla.config.schema import (
     CsvLoggerConfig,
     DigitsConfig,
     EncoderConfig,
     FilesConfig,
-    HeadsConfig,
     ListOpsConfig,
-    MixerConfig,
     ModelConfig,
     MqarConfig,
-    NoneConfig,
-    PolynomialConfig,
-    SoftmaxConfig,
     TaskOptions,
-    TaylorConfig,
-    TaylorPolyConfig,
-    TaylorShiftConfig,
     TensorboardLoggerConfig,
     VisionConfig,
     WandbLoggerConfig,
-    WindowConfig,
-    members,
 )
-from tsla.mixers import (
-    HeadSplit,
-    Mixer,
-    NoMixer,
-    SoftmaxAttention,
-    TaylorAttention,
-    TaylorPolyAttention,
-    TaylorShiftAttention,
-    TokenShift,
-    WindowAttention,
-)
-from tsla.mixers.base import HeadOptions
+from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
-from tsla.ops import native, taylor_crossover
+from tsla.ops import native
 from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
@@ -83,79 +64,16 @@ def _own(task: TaskOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(task).items() if name != "packing"}
 
 
-def build_mixer(config: MixerConfig, model: ModelConfig) -> Mixer:
-    """One mixer of a model, with local heads beside it and shifted tokens if asked for."""
-    if isinstance(config, HeadsConfig) and config.token_shift:
-        return TokenShift(build_mixer(replace(config, token_shift=False), model))
-    if not isinstance(config, HeadsConfig) or not config.local_heads:
-        return _mechanism(config, model)
-    part = replace(
-        config, local_heads=0, output_projection=False, dropout=0.0,
-        head_dim=config.head_dim or model.dim // config.heads, value_dim=config.value_dim or model.dim // config.heads,
-    )  # fmt: skip
-    far = _mechanism(replace(part, heads=config.heads - config.local_heads), model)
-    shared = {f.name: getattr(part, f.name) for f in fields(HeadsConfig) if f.name not in ("name", "heads")}
-    near = _mechanism(WindowConfig(heads=config.local_heads, window=config.local_window, **shared), model)
-    assert isinstance(near, WindowAttention)
-    dropout = model.dropout if config.dropout is None else config.dropout
-    return HeadSplit(far, near, bias=config.bias, dropout=dropout, output_projection=config.output_projection)
-
-
-def _mechanism(config: MixerConfig, model: ModelConfig) -> Mixer:
-    """The module of a mechanism: one case each."""
-    match config:
-        case NoneConfig():
-            return NoMixer(model.dim, causal=model.causal)
-        case TaylorConfig():
-            return TaylorAttention(
-                model.dim, order=config.order, center=config.center, decay=config.decay, impl=config.impl,
-                crossover=config.crossover, **_head_options(config, model),
-            )  # fmt: skip
-        case TaylorShiftConfig():
-            return TaylorShiftAttention(
-                model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
-                scale_output=config.scale_output, impl=config.impl, crossover=config.crossover,
-                **_head_options(config, model),
-            )  # fmt: skip
-        case TaylorPolyConfig():
-            return TaylorPolyAttention(
-                model.dim, order=config.order, normalize_first=config.normalize_first, root=config.root,
-                impl=config.impl, crossover=config.crossover, **_head_options(config, model),
-            )  # fmt: skip
-        case SoftmaxConfig():
-            return SoftmaxAttention(model.dim, **_head_options(config, model))
-        case WindowConfig():
-            return WindowAttention(model.dim, window=config.window, **_head_options(config, model))
-        case _:
-            assert_never(config)
-
-
-def _head_options(config: HeadsConfig, model: ModelConfig) -> HeadOptions:
-    return {
-        "heads": config.heads,
-        "head_dim": config.head_dim or model.dim // config.heads,  # null is dim / heads, here for Taylor too
-        "value_dim": config.value_dim,
-        "kv_heads": config.kv_heads,
-        "causal": model.causal,
-        "rotary": model.positions == "rotary",
-        "gate": config.gate,
-        "qk_norm": config.qk_norm,
-        "bias": config.bias,
-        "dropout": model.dropout if config.dropout is None else config.dropout,
-        "output_projection": config.output_projection,
-    }
-
-
 def build_model(model: ModelConfig, mixer: MixerConfig, spec: TaskSpec) -> Model:
     """The model of a task. A pattern of layers takes its other mixers with the chosen mixer's heads.
 
     Raises:
         ValueError: options that do not fit together, or a model that cannot do such a task.
     """
-    pattern = [_named_mixer(name, mixer, model) for name in model.layers] or [mixer]
+    pattern = [named_mixer(name, mixer, model) for name in model.layers] or [mixer]
 
     def layer_mixer(layer: int) -> Mixer:
-        return build_mixer(pattern[layer % len(pattern)], model)
+        return build_mixer(pattern[layer % len(pattern)], model, Place(layer, model.depth, spec.max_length))
 
     match model:
         case EncoderConfig():
@@ -190,25 +108,6 @@ def _vision(model: VisionConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) 
         feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, pool=model.pool,
         dropout=model.dropout, gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
-
-
-def _named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConfig:
-    """The chosen mixer itself, or another mechanism with its heads and widths, and its crossover if it has one.
-
-    If not, the counted one: the config has no place for a measured one, by which a run could be repeated.
-    """
-    if name == chosen.name:
-        return chosen
-    other = members("mixer")[name]
-    if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
-        return other()
-    shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}
-    made = other(**shared)
-    if isinstance(made, PolynomialConfig):
-        chosen_one = chosen.crossover if isinstance(chosen, PolynomialConfig) else None
-        counted = taylor_crossover(made.head_dim or model.dim // made.heads)
-        made = replace(made, crossover=counted if chosen_one is None else chosen_one)
-    return made
 
 
 def frozen(config: Config) -> Config:

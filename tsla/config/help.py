@@ -5,8 +5,9 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from tsla.config.compose import group_choices
+from tsla.config.mixers import HeadsConfig
 from tsla.config.options import spell
-from tsla.config.schema import GROUPS, Config, HeadsConfig, members
+from tsla.config.schema import GROUPS, Config, members
 
 
 def options_text() -> str:

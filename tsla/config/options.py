@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, get_args
 
 
 class ConfigError(ValueError):
@@ -30,6 +30,15 @@ def option(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def union_members(union: Any) -> dict[str, Any]:
+    """The dataclasses of a union, or the one there is, by the names each goes by."""
+    found: dict[str, Any] = {}
+    for cls in get_args(union) or (union,):
+        (name,) = (f for f in fields(cls) if f.name == "name")
+        found.update(dict.fromkeys(name.metadata["choices"], cls))
+    return found
 
 
 def check_options(path: str, config: object) -> list[str]:

@@ -1,25 +1,20 @@
-"""Every option there is, as dataclasses: tasks, mixers, model, optimiser, trainer, loggers, and the whole `Config`.
+"""Every option there is but those of mixers, as dataclasses: tasks, model, optimiser, trainer, loggers; and `Config`.
 
 A group with several members is a union; the member is found by its `name`. Nothing here imports torch.
 """
 
 # ruff: noqa: RUF009 - `option` makes a dataclass field, and a new list for each config
 
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
-from tsla.config.options import option
+from tsla.config.mixers import MIXERS, MixerConfig
+from tsla.config.options import option, union_members
 
-FORMS = ("auto", "direct", "linear", "native", "triton")
-CENTERS = ("zero", "mean")
-ROOTS = ("none", "value", "sigmoid")
-DIRECTIONS = frozenset({"bidirectional", "causal"})
-DECAYS = ("none", "fixed", "selective")
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
 IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
 FREEZABLE = ("mixer.crossover",)
-MIXERS = ("none", "taylor", "taylorshift", "taylor_poly", "softmax", "window")
 
 
 @dataclass
@@ -89,96 +84,6 @@ class FilesConfig(TaskOptions):
     max_length: int | None = option(None, "longer inputs lose their end; null keeps all", low=1)
     slices: list[str] = option([], "further columns, for whose values scores are told")
     seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
-
-
-@dataclass
-class NoneConfig:
-    """No mixing: the control row."""
-
-    directions = DIRECTIONS
-
-    name: str = option("none", "the mechanism", choices=("none",))
-
-
-@dataclass
-class HeadsConfig:
-    """The options of every mixer with heads."""
-
-    directions = DIRECTIONS  # what model.causal may ask of it; no option, so without an annotation
-
-    name: str = option("", "the mechanism")
-    heads: int = option(8, "query heads, local ones included", low=1)
-    head_dim: int | None = option(None, "width of a query or key head; null = dim / heads", low=1)
-    value_dim: int | None = option(None, "width of a value head; null = dim / heads", low=1)
-    kv_heads: int | None = option(None, "key/value heads; null = heads, 1 = multi-query", low=1)
-    gate: bool = option(False, "multiply each head's output by a sigmoid of its token")
-    qk_norm: bool = option(False, "RMS-normalise queries and keys")
-    bias: bool = option(False, "biases on the projections")
-    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
-    output_projection: bool = option(True, "mix the heads by a last linear layer")
-    token_shift: bool = option(False, "read half of each token's channels from the token before it")
-    local_heads: int = option(0, "how many of the heads are exact softmax in a window instead", low=0)
-    local_window: int = option(32, "how far the local heads see", low=0)
-
-
-@dataclass
-class PolynomialConfig(HeadsConfig):
-    """The options of the mixers that weigh a pair by a polynomial of its score, in a direct and a linear form."""
-
-    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
-    impl: str = option("auto", "form of the computation", choices=FORMS)
-    crossover: float | None = option(
-        None, "length from which impl=auto takes the linear form; null = measured, else counted", low=0
-    )
-
-
-@dataclass
-class TaylorConfig(PolynomialConfig):
-    """Taylor-series linear attention."""
-
-    name: str = option("taylor", "the mechanism", choices=("taylor",))
-    order: int = option(2, "even degree of the polynomial", low=0)
-    center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
-    decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
-
-
-@dataclass
-class TaylorShiftConfig(PolynomialConfig):
-    """TaylorShift: Taylor attention of unit vectors, weights a s^2 + b s + c."""
-
-    name: str = option("taylorshift", "the mechanism", choices=("taylorshift",))
-    a: float = option(0.5, "of the square of the score", above=0)
-    b: float = option(1.0, "of the score", low=-100, high=100)
-    c: float = option(1.0, "of every pair", low=0)
-    normalize: bool = option(True, "divide queries and keys by their length")
-    scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
-
-
-@dataclass
-class TaylorPolyConfig(PolynomialConfig):
-    """Poly-attention of order 2 with Taylor weights: tokens read others through a middle one."""
-
-    directions = frozenset({"bidirectional"})
-    name: str = option("taylor_poly", "the mechanism", choices=("taylor_poly",))
-    qk_norm: bool = option(True, "RMS-normalise the three queries; their scores are not scaled otherwise")
-    order: int = option(2, "even degree of the polynomial", low=0)
-    normalize_first: bool = option(False, "average at the middle token; else it counts by what it has seen")
-    root: str = option("none", "multiply outputs by a projection of their token, or by its sigmoid", choices=ROOTS)
-
-
-@dataclass
-class SoftmaxConfig(HeadsConfig):
-    """Softmax attention."""
-
-    name: str = option("softmax", "the mechanism", choices=("softmax",))
-
-
-@dataclass
-class WindowConfig(HeadsConfig):
-    """Softmax attention in a sliding window."""
-
-    name: str = option("window", "the mechanism", choices=("window",))
-    window: int = option(64, "how far a token sees; 0 is itself only", low=0)
 
 
 @dataclass
@@ -279,7 +184,6 @@ class TensorboardLoggerConfig:
 
 
 TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
-MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
 ModelConfig = EncoderConfig | VisionConfig
 OptimConfig = AdamWConfig
 LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig
@@ -316,9 +220,4 @@ GROUPS: dict[str, Any] = {
 
 def members(group: str) -> dict[str, Any]:
     """The dataclasses of a group by the names each goes by."""
-    union = GROUPS[group]
-    found = {}
-    for cls in get_args(union) or (union,):
-        (name,) = (f for f in fields(cls) if f.name == "name")
-        found.update(dict.fromkeys(name.metadata["choices"], cls))
-    return found
+    return union_members(GROUPS[group])

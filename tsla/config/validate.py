@@ -2,19 +2,14 @@
 
 from collections.abc import Iterator
 
+from tsla.config.mixers import HeadsConfig
 from tsla.config.schema import (
     IMAGES,
     Config,
     EncoderConfig,
     FilesConfig,
-    HeadsConfig,
     ListOpsConfig,
     MqarConfig,
-    NoneConfig,
-    PolynomialConfig,
-    TaylorConfig,
-    TaylorPolyConfig,
-    TaylorShiftConfig,
     VisionConfig,
     members,
 )
@@ -75,30 +70,12 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
             yield f"task.vocab_size ({task.vocab_size}) must be above the length and twice the pairs of {text}"
 
 
-def _compiled(mixer: PolynomialConfig, dim: int) -> Iterator[str]:
-    head_dim = mixer.head_dim or dim // mixer.heads
-    if isinstance(mixer, TaylorConfig | TaylorPolyConfig) and mixer.order != 2:
-        yield f"mixer.impl={mixer.impl} needs mixer.order=2, got {mixer.order}"
-    if head_dim > 64:
-        yield f"mixer.impl={mixer.impl} needs a mixer.head_dim of at most 64, got {head_dim}"
-
-
 def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
     yield from _directions(config)
-    if isinstance(mixer, NoneConfig):
+    yield from mixer.problems(model.dim)
+    if not isinstance(mixer, HeadsConfig):
         return
-    if isinstance(mixer, TaylorConfig | TaylorPolyConfig) and mixer.order % 2:
-        yield f"mixer.order ({mixer.order}) must be even: an odd polynomial gives negative attention weights"
-    if isinstance(mixer, TaylorConfig) and mixer.center == "mean" and mixer.order == 0:
-        yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
-    if isinstance(mixer, PolynomialConfig) and mixer.crossover is not None and mixer.impl not in ("auto", "native"):
-        yield f"mixer.crossover ({mixer.crossover:g}) needs mixer.impl=auto or native, got {mixer.impl}"
-    if isinstance(mixer, PolynomialConfig) and mixer.impl in ("native", "triton"):
-        yield from _compiled(mixer, config.model.dim)
-    if isinstance(mixer, TaylorShiftConfig) and mixer.c < mixer.b**2 / (4 * mixer.a):
-        yield (f"mixer.c ({mixer.c}) must be at least b^2 / (4 a) ({mixer.b**2 / (4 * mixer.a):g}): "
-               "a s^2 + b s + c would give negative weights")  # fmt: skip
     far, kv = mixer.heads - mixer.local_heads, mixer.kv_heads or 1
     if far < 1:
         yield f"mixer.local_heads ({mixer.local_heads}) must be below mixer.heads ({mixer.heads})"

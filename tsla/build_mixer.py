@@ -1,0 +1,120 @@
+"""From the config of a mixer to its module: one case for each mechanism."""
+
+from dataclasses import fields, replace
+from typing import NamedTuple, assert_never
+
+from tsla.config.mixers import (
+    HeadsConfig,
+    MixerConfig,
+    NoneConfig,
+    PolynomialConfig,
+    SoftmaxConfig,
+    TaylorConfig,
+    TaylorPolyConfig,
+    TaylorShiftConfig,
+    WindowConfig,
+)
+from tsla.config.schema import ModelConfig, members
+from tsla.mixers import (
+    HeadSplit,
+    Mixer,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    TaylorPolyAttention,
+    TaylorShiftAttention,
+    TokenShift,
+    WindowAttention,
+)
+from tsla.mixers.base import HeadOptions
+from tsla.ops import taylor_crossover
+
+
+class Place(NamedTuple):
+    """Where a mixer stands: its layer from 0 of so many, and the longest input the task has, in tokens."""
+
+    layer: int
+    depth: int
+    max_length: int
+
+
+def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
+    """The mixer of one layer of a model, with local heads beside it and shifted tokens if asked for."""
+    if isinstance(config, HeadsConfig) and config.token_shift:
+        return TokenShift(build_mixer(replace(config, token_shift=False), model, place))
+    if not isinstance(config, HeadsConfig) or not config.local_heads:
+        return _mechanism(config, model, place)
+    part = replace(
+        config, local_heads=0, output_projection=False, dropout=0.0,
+        head_dim=config.head_dim or model.dim // config.heads, value_dim=config.value_dim or model.dim // config.heads,
+    )  # fmt: skip
+    far = _mechanism(replace(part, heads=config.heads - config.local_heads), model, place)
+    shared = {f.name: getattr(part, f.name) for f in fields(HeadsConfig) if f.name not in ("name", "heads")}
+    near = _mechanism(WindowConfig(heads=config.local_heads, window=config.local_window, **shared), model, place)
+    assert isinstance(near, WindowAttention)
+    dropout = model.dropout if config.dropout is None else config.dropout
+    return HeadSplit(far, near, bias=config.bias, dropout=dropout, output_projection=config.output_projection)
+
+
+def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
+    """The module of a mechanism: one case each."""
+    match config:
+        case NoneConfig():
+            return NoMixer(model.dim, causal=model.causal)
+        case TaylorConfig():
+            return TaylorAttention(
+                model.dim, order=config.order, center=config.center, decay=config.decay, impl=config.impl,
+                crossover=config.crossover, **_head_options(config, model),
+            )  # fmt: skip
+        case TaylorShiftConfig():
+            return TaylorShiftAttention(
+                model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
+                scale_output=config.scale_output, impl=config.impl, crossover=config.crossover,
+                **_head_options(config, model),
+            )  # fmt: skip
+        case TaylorPolyConfig():
+            return TaylorPolyAttention(
+                model.dim, order=config.order, normalize_first=config.normalize_first, root=config.root,
+                impl=config.impl, crossover=config.crossover, **_head_options(config, model),
+            )  # fmt: skip
+        case SoftmaxConfig():
+            return SoftmaxAttention(model.dim, **_head_options(config, model))
+        case WindowConfig():
+            return WindowAttention(model.dim, window=config.window, **_head_options(config, model))
+        case _:
+            assert_never(config)
+
+
+def _head_options(config: HeadsConfig, model: ModelConfig) -> HeadOptions:
+    return {
+        "heads": config.heads,
+        "head_dim": config.head_dim or model.dim // config.heads,  # null is dim / heads, here for Taylor too
+        "value_dim": config.value_dim,
+        "kv_heads": config.kv_heads,
+        "causal": model.causal,
+        "rotary": model.positions == "rotary",
+        "gate": config.gate,
+        "qk_norm": config.qk_norm,
+        "bias": config.bias,
+        "dropout": model.dropout if config.dropout is None else config.dropout,
+        "output_projection": config.output_projection,
+    }
+
+
+def named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConfig:
+    """The chosen mixer itself, or another mechanism with its heads and widths, and its crossover if it has one.
+
+    If not, the counted one: the config has no place for a measured one, by which a run could be repeated.
+    """
+    if name == chosen.name:
+        return chosen
+    other = members("mixer")[name]
+    if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
+        return other()
+    shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}
+    made = other(**shared)
+    if isinstance(made, PolynomialConfig):
+        chosen_one = chosen.crossover if isinstance(chosen, PolynomialConfig) else None
+        counted = taylor_crossover(made.head_dim or model.dim // made.heads)
+        made = replace(made, crossover=counted if chosen_one is None else chosen_one)
+    return made

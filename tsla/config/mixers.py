@@ -1,0 +1,139 @@
+"""The options of every mixer, one dataclass for each mechanism; `MixerConfig`, last, is the list of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tsla.config.options import option, union_members
+
+FORMS = ("auto", "direct", "linear", "native", "triton")
+CENTERS = ("zero", "mean")
+ROOTS = ("none", "value", "sigmoid")
+DIRECTIONS = frozenset({"bidirectional", "causal"})
+DECAYS = ("none", "fixed", "selective")
+
+
+@dataclass
+class NoneConfig:
+    """No mixing: the control row."""
+
+    directions = DIRECTIONS  # what model.causal may ask of it; no option, so without an annotation
+
+    name: str = option("none", "the mechanism", choices=("none",))
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """What its options, and the width of the model, do not let together."""
+        return iter(())
+
+
+@dataclass
+class HeadsConfig:
+    """The options of every mixer with heads."""
+
+    directions = DIRECTIONS
+
+    name: str = option("", "the mechanism")
+    heads: int = option(8, "query heads, local ones included", low=1)
+    head_dim: int | None = option(None, "width of a query or key head; null = dim / heads", low=1)
+    value_dim: int | None = option(None, "width of a value head; null = dim / heads", low=1)
+    kv_heads: int | None = option(None, "key/value heads; null = heads, 1 = multi-query", low=1)
+    gate: bool = option(False, "multiply each head's output by a sigmoid of its token")
+    qk_norm: bool = option(False, "RMS-normalise queries and keys")
+    bias: bool = option(False, "biases on the projections")
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+    output_projection: bool = option(True, "mix the heads by a last linear layer")
+    token_shift: bool = option(False, "read half of each token's channels from the token before it")
+    local_heads: int = option(0, "how many of the heads are exact softmax in a window instead", low=0)
+    local_window: int = option(32, "how far the local heads see", low=0)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """What its options, and the width of the model, do not let together; of a mechanism, beside the heads."""
+        return iter(())
+
+
+@dataclass
+class PolynomialConfig(HeadsConfig):
+    """The options of the mixers that weigh a pair by a polynomial of its score, in a direct and a linear form."""
+
+    head_dim: int | None = option(16, "width of a head; cost grows with its square; null = dim / heads", low=1)
+    impl: str = option("auto", "form of the computation", choices=FORMS)
+    crossover: float | None = option(
+        None, "length from which impl=auto takes the linear form; null = measured, else counted", low=0
+    )
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """Forms that cannot be had, and weights below 0."""
+        order, head_dim = getattr(self, "order", 2), self.head_dim or dim // self.heads
+        if order % 2:
+            yield f"mixer.order ({order}) must be even: an odd polynomial gives negative attention weights"
+        if self.crossover is not None and self.impl not in ("auto", "native"):
+            yield f"mixer.crossover ({self.crossover:g}) needs mixer.impl=auto or native, got {self.impl}"
+        if self.impl in ("native", "triton") and order != 2:
+            yield f"mixer.impl={self.impl} needs mixer.order=2, got {order}"
+        if self.impl in ("native", "triton") and head_dim > 64:
+            yield f"mixer.impl={self.impl} needs a mixer.head_dim of at most 64, got {head_dim}"
+
+
+@dataclass
+class TaylorConfig(PolynomialConfig):
+    """Taylor-series linear attention."""
+
+    name: str = option("taylor", "the mechanism", choices=("taylor",))
+    order: int = option(2, "even degree of the polynomial", low=0)
+    center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
+    decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """As its base, and a centre that is not there."""
+        yield from super().problems(dim)
+        if self.center == "mean" and self.order == 0:
+            yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
+
+
+@dataclass
+class TaylorShiftConfig(PolynomialConfig):
+    """TaylorShift: Taylor attention of unit vectors, weights a s^2 + b s + c."""
+
+    name: str = option("taylorshift", "the mechanism", choices=("taylorshift",))
+    a: float = option(0.5, "of the square of the score", above=0)
+    b: float = option(1.0, "of the score", low=-100, high=100)
+    c: float = option(1.0, "of every pair", low=0)
+    normalize: bool = option(True, "divide queries and keys by their length")
+    scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """As its base, and a polynomial that falls below 0."""
+        yield from super().problems(dim)
+        if self.c < self.b**2 / (4 * self.a):
+            yield (f"mixer.c ({self.c}) must be at least b^2 / (4 a) ({self.b**2 / (4 * self.a):g}): "
+                   "a s^2 + b s + c would give negative weights")  # fmt: skip
+
+
+@dataclass
+class TaylorPolyConfig(PolynomialConfig):
+    """Poly-attention of order 2 with Taylor weights: tokens read others through a middle one."""
+
+    directions = frozenset({"bidirectional"})
+    name: str = option("taylor_poly", "the mechanism", choices=("taylor_poly",))
+    qk_norm: bool = option(True, "RMS-normalise the three queries; their scores are not scaled otherwise")
+    order: int = option(2, "even degree of the polynomial", low=0)
+    normalize_first: bool = option(False, "average at the middle token; else it counts by what it has seen")
+    root: str = option("none", "multiply outputs by a projection of their token, or by its sigmoid", choices=ROOTS)
+
+
+@dataclass
+class SoftmaxConfig(HeadsConfig):
+    """Softmax attention."""
+
+    name: str = option("softmax", "the mechanism", choices=("softmax",))
+
+
+@dataclass
+class WindowConfig(HeadsConfig):
+    """Softmax attention in a sliding window."""
+
+    name: str = option("window", "the mechanism", choices=("window",))
+    window: int = option(64, "how far a token sees; 0 is itself only", low=0)
+
+
+MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
+MIXERS = tuple(union_members(MixerConfig))  # their names
