@@ -1,29 +1,43 @@
 """From the config of a mixer to its module: one case for each mechanism."""
 
 from dataclasses import fields, replace
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from tsla.config.mixers import (
     HeadsConfig,
+    HedgehogConfig,
+    LightningConfig,
+    LinearConfig,
     MixerConfig,
     NoneConfig,
+    PerformerConfig,
     PolynomialConfig,
+    RFAConfig,
+    RFAGateConfig,
     SoftmaxConfig,
     TaylorConfig,
     TaylorPolyConfig,
     TaylorShiftConfig,
+    TransNormerConfig,
     WindowConfig,
 )
 from tsla.config.schema import ModelConfig, members
 from tsla.mixers import (
     HeadSplit,
+    HedgehogAttention,
+    LightningAttention,
+    LinearAttention,
     Mixer,
     NoMixer,
+    PerformerAttention,
+    RFAAttention,
+    RFAGateAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
     TaylorShiftAttention,
     TokenShift,
+    TransNormerAttention,
     WindowAttention,
 )
 from tsla.mixers.base import HeadOptions
@@ -57,32 +71,44 @@ def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
 
 
 def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
-    """The module of a mechanism: one case each."""
+    """The module of a mechanism: one case each, whose own options go by the names the module gives them."""
+    if isinstance(config, NoneConfig):
+        return NoMixer(model.dim, causal=model.causal)
+    heads, own = _head_options(config, model), _own_options(config)
     match config:
-        case NoneConfig():
-            return NoMixer(model.dim, causal=model.causal)
         case TaylorConfig():
-            return TaylorAttention(
-                model.dim, order=config.order, center=config.center, decay=config.decay, impl=config.impl,
-                crossover=config.crossover, **_head_options(config, model),
-            )  # fmt: skip
+            return TaylorAttention(model.dim, **own, **heads)
         case TaylorShiftConfig():
-            return TaylorShiftAttention(
-                model.dim, a=config.a, b=config.b, c=config.c, normalize=config.normalize,
-                scale_output=config.scale_output, impl=config.impl, crossover=config.crossover,
-                **_head_options(config, model),
-            )  # fmt: skip
+            return TaylorShiftAttention(model.dim, **own, **heads)
         case TaylorPolyConfig():
-            return TaylorPolyAttention(
-                model.dim, order=config.order, normalize_first=config.normalize_first, root=config.root,
-                impl=config.impl, crossover=config.crossover, **_head_options(config, model),
-            )  # fmt: skip
+            return TaylorPolyAttention(model.dim, **own, **heads)
         case SoftmaxConfig():
-            return SoftmaxAttention(model.dim, **_head_options(config, model))
+            return SoftmaxAttention(model.dim, **heads)
         case WindowConfig():
-            return WindowAttention(model.dim, window=config.window, **_head_options(config, model))
+            return WindowAttention(model.dim, **own, **heads)
+        case LinearConfig():
+            horizon = (config.horizon or place.max_length) if config.map == "cosine" else None
+            return LinearAttention(model.dim, map=config.map, horizon=horizon, **heads)
+        case PerformerConfig():
+            return PerformerAttention(model.dim, **own, **heads)
+        case RFAGateConfig():
+            return RFAGateAttention(model.dim, **own, **heads)
+        case RFAConfig():
+            return RFAAttention(model.dim, **own, **heads)
+        case HedgehogConfig():
+            return HedgehogAttention(model.dim, **own, **heads)
+        case TransNormerConfig():
+            return TransNormerAttention(model.dim, **own, layer=place.layer, depth=place.depth, **heads)
+        case LightningConfig():
+            return LightningAttention(model.dim, **own, layer=place.layer, depth=place.depth, **heads)
         case _:
             assert_never(config)
+
+
+def _own_options(config: HeadsConfig) -> dict[str, Any]:
+    """The options a mechanism has beside those of every mixer with heads."""
+    shared = {f.name for f in fields(HeadsConfig)}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in shared}
 
 
 def _head_options(config: HeadsConfig, model: ModelConfig) -> HeadOptions:

@@ -10,6 +10,9 @@ CENTERS = ("zero", "mean")
 ROOTS = ("none", "value", "sigmoid")
 DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
+MAPS = ("elu", "relu", "cosine", "rebased", "taylor", "t2r")
+FAVOR = ("hyperbolic", "positive", "relu")
+TABLES = ("alibi", "paper", "retention", "none")
 
 
 @dataclass
@@ -135,5 +138,110 @@ class WindowConfig(HeadsConfig):
     window: int = option(64, "how far a token sees; 0 is itself only", low=0)
 
 
-MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
+@dataclass
+class LinearConfig(HeadsConfig):
+    """Linear attention: weights phi(q).phi(k) by a feature map to choose."""
+
+    name: str = option("linear", "the mechanism", choices=("linear",))
+    map: str = option("elu", "phi: elu + 1, relu, cosFormer's, ReBased's, Taylor's or T2R's", choices=MAPS)
+    horizon: int | None = option(None, "for map=cosine: tokens of the longest input; null = the task's", low=1)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """A horizon that nothing reads."""
+        if self.horizon is not None and self.map != "cosine":
+            yield f"mixer.horizon ({self.horizon}) needs mixer.map=cosine, got {self.map}"
+
+
+@dataclass
+class RandomConfig(HeadsConfig):
+    """The options of mixers with random features."""
+
+    features: int | None = option(None, "of a head; null = as the mechanism's authors have it", low=1)
+    redraw_every: int | None = option(1000, "optimiser steps after which training draws new ones; null = never", low=1)
+
+    def paired(self) -> bool:
+        """Whether features come in pairs, of one random vector each."""
+        return False
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """Half a pair."""
+        if self.features is not None and self.features % 2 and self.paired():
+            yield f"mixer.features ({self.features}) must be even: they come in pairs"
+
+
+@dataclass
+class PerformerConfig(RandomConfig):
+    """Performer: softmax attention in the mean over random features, FAVOR+."""
+
+    name: str = option("performer", "the mechanism", choices=("performer",))
+    kind: str = option("hyperbolic", "positive features, pairs of them, or ReLU's", choices=FAVOR)
+    scaling: str = option("random", "lengths of the random vectors, or all sqrt(head_dim)", choices=("random", "fixed"))
+
+    def paired(self) -> bool:
+        """Those of w and -w."""
+        return self.kind == "hyperbolic"
+
+
+@dataclass
+class RFAConfig(RandomConfig):
+    """Random feature attention."""
+
+    name: str = option("rfa", "the mechanism", choices=("rfa",))
+    kind: str = option("gaussian", "sines and cosines, or ReLU's", choices=("gaussian", "arccos"))
+    redraw_every: int | None = option(1, "optimiser steps after which training draws new ones; null = never", low=1)
+
+    def paired(self) -> bool:
+        """Sine and cosine."""
+        return self.kind == "gaussian"
+
+
+@dataclass
+class RFAGateConfig(RFAConfig):
+    """Random feature attention with a gate that forgets."""
+
+    directions = frozenset({"causal"})
+    name: str = option("rfa_gate", "the mechanism", choices=("rfa_gate",))
+
+
+@dataclass
+class HedgehogConfig(HeadsConfig):
+    """Hedgehog: feature maps that learn to be as sharp as softmax."""
+
+    name: str = option("hedgehog", "the mechanism", choices=("hedgehog",))
+    kind: str = option("softmax", "which of its feature maps", choices=("softmax", "exp", "max", "joint"))
+    width: int | None = option(None, "half as many as features; null = head_dim", low=1)
+
+
+@dataclass
+class LightningConfig(HeadsConfig):
+    """Lightning Attention-2: sums that decay at a fixed rate, with a norm instead of a denominator."""
+
+    name: str = option("lightning", "the mechanism", choices=("lightning",))
+    activation: str = option("silu", "of queries and keys", choices=("silu", "none"))
+    decay: str = option("alibi", "table of the rates of heads and layers", choices=TABLES)
+
+
+@dataclass
+class TransNormerConfig(LightningConfig):
+    """The gated linear attention of TransNormerLLM; model=transnormer is the rest of it."""
+
+    name: str = option("transnormer", "the mechanism", choices=("transnormer",))
+    lrpe: str = option("first", "layers whose features turn with the position", choices=("first", "all", "none"))
+
+
+MixerConfig = (
+    NoneConfig
+    | TaylorConfig
+    | TaylorShiftConfig
+    | TaylorPolyConfig
+    | SoftmaxConfig
+    | WindowConfig
+    | LinearConfig
+    | PerformerConfig
+    | RFAConfig
+    | RFAGateConfig
+    | HedgehogConfig
+    | LightningConfig
+    | TransNormerConfig
+)
 MIXERS = tuple(union_members(MixerConfig))  # their names

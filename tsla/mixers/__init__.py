@@ -2,8 +2,14 @@
 
 from tsla.mixers.base import HeadMixer, Mixed, Mixer, State
 from tsla.mixers.channel_first import ChannelFirst
+from tsla.mixers.features import FeatureAttention, FeatureMap
 from tsla.mixers.head_split import HeadSplit
+from tsla.mixers.hedgehog import HedgehogAttention
+from tsla.mixers.lightning import LightningAttention, TransNormerAttention
+from tsla.mixers.linear import LinearAttention
 from tsla.mixers.none import NoMixer
+from tsla.mixers.performer import PerformerAttention
+from tsla.mixers.rfa import RFAAttention, RFAGateAttention
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
 from tsla.mixers.taylor_poly import TaylorPolyAttention
@@ -13,16 +19,25 @@ from tsla.mixers.window import WindowAttention
 
 __all__ = [
     "ChannelFirst",
+    "FeatureAttention",
+    "FeatureMap",
     "HeadMixer",
     "HeadSplit",
+    "HedgehogAttention",
+    "LightningAttention",
+    "LinearAttention",
     "Mixed",
     "Mixer",
     "NoMixer",
+    "PerformerAttention",
+    "RFAAttention",
+    "RFAGateAttention",
     "SoftmaxAttention",
     "State",
     "TaylorAttention",
     "TaylorPolyAttention",
     "TaylorShiftAttention",
     "TokenShift",
+    "TransNormerAttention",
     "WindowAttention",
 ]

@@ -26,6 +26,7 @@ from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings
 from tsla.training.progress import ProgressBar
 from tsla.training.recorder import Recorder
+from tsla.training.redraw import Redraw
 from tsla.training.run_dir import RunDir
 from tsla.training.stop import StopOnSignal, Stopped
 
@@ -76,7 +77,7 @@ def fit(
         train, val: batches; `train` in an order of its own for each epoch.
         objective, optim, settings: see there.
         run: where everything goes.  loggers: beside metrics.csv.  console: for the progress bar.
-        seed: of dropout.
+        seed: of dropout and of random features.
         start: a checkpoint of this run to go on from.
 
     Raises:
@@ -97,7 +98,7 @@ def fit(
     )
     bar = ProgressBar(clock, recorder, console, objective.monitor)
     stop = StopOnSignal(checkpoints)
-    callbacks = [module.guard, clock, recorder, average, checkpoints, stop, bar]
+    callbacks = [module.guard, clock, recorder, Redraw(seed), average, checkpoints, stop, bar]
     with _quiet(), stop.listening(), _memory_told(module, settings):
         trainer = _trainer(settings, optim.clip_norm, callbacks, loggers)
         try:

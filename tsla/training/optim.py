@@ -23,12 +23,14 @@ class OptimSettings(NamedTuple):
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); weight decay on matrices and kernels only.
 
-    Decay pulls towards zero, which is no place for a norm's scale, a bias, an embedding or any other vector.
+    Decay pulls towards zero, which is no place for a norm's scale, a bias, an embedding or any other vector; nor for
+    what a module names in `undecayed`, its own parameters that are vectors for each of its heads.
     """
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    spared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    spared |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "undecayed", ())}
     learnt = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in learnt if p.dim() >= 2 and id(p) not in embeddings]
-    kept = [p for p in learnt if p.dim() < 2 or id(p) in embeddings]
+    decayed = [p for p in learnt if p.dim() >= 2 and id(p) not in spared]
+    kept = [p for p in learnt if p.dim() < 2 or id(p) in spared]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
 

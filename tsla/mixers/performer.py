@@ -1,0 +1,124 @@
+"""Performer (arXiv 2009.14794): softmax attention in the mean over random features, FAVOR+."""
+
+from math import log
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from tsla.mixers.base import HeadOptions
+from tsla.mixers.features import FeatureAttention, FeatureMap
+from tsla.ops.checks import check_choice
+
+KINDS = ("positive", "hyperbolic", "relu")
+SCALINGS = ("random", "fixed")
+LARGEST = 40.0  # exponent of a key's feature: float32 holds sums of exp(40) over millions of keys
+
+
+class FavorFeatures(FeatureMap):
+    """FAVOR+: E phi(q).phi(k) = exp(q.k / sqrt(d)) over random rows w_r, of which there are m; x' = x / d^(1/4).
+
+    positive    phi(x) = exp(w_r.x' - |x'|^2 / 2) / sqrt(m)
+    hyperbolic  the same of w_r and of -w_r, so 2 m features: less variance for as many
+    relu        phi(x) = (relu(w_r.x') + 0.001) / sqrt(m): another kernel, which is not near softmax's
+
+    The rows are orthogonal in blocks of d, each uniform on a sphere of a radius drawn as a Gaussian vector's length, or
+    of radius sqrt(d) (``"fixed"``: less variance, with a bias). All heads share them.
+
+    A query's largest exponent is taken from all of its own, which changes no average. For keys the field takes the
+    largest of all keys, and adds 0.0001 to features: later keys then change what earlier tokens see. Here a key's
+    features depend on it alone. In float32 there is no need: an exponent is at most |w_r|^2 / 2.
+
+    Args:
+        head_dim: d.
+        features: of a head, as many rows, or half as many rows if hyperbolic; None = int(d ln d), at least 2.
+        kind: see above.
+        scaling: ``"random"`` or ``"fixed"``, the radii.
+        redraw_every: optimiser steps after which training draws new rows; None = never.
+
+    Raises:
+        ValueError: another kind or scaling; features below 1 or, if hyperbolic, not even; redraw_every below 1.
+    """
+
+    projection: Tensor
+    eps = 0.0
+
+    def __init__(
+        self, head_dim: int, *, features: int | None = None, kind: str = "hyperbolic", scaling: str = "random",
+        redraw_every: int | None = 1000,
+    ) -> None:  # fmt: skip
+        self.kind = check_choice("kind", kind, KINDS)
+        self.scaling = check_choice("scaling", scaling, SCALINGS)
+        each = 2 if kind == "hyperbolic" else 1
+        if features is None:
+            features = max(int(head_dim * log(head_dim)) // each, 1) * each
+        if features < 1 or features % each:
+            raise ValueError(f"features ({features}) must be at least {each}" + " and even" * (each - 1))
+        super().__init__(features)
+        self.redraw_every = check_redraw_every(redraw_every)
+        self.register_buffer("projection", torch.empty(features // each, head_dim))
+        self.resample()
+
+    @torch.no_grad()
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        """New rows, by a generator of the CPU or torch's own."""
+        self.projection.copy_(orthogonal_rows(*self.projection.shape, scaling=self.scaling, generator=generator))
+
+    def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
+        rows = self.projection.to(x.dtype)
+        x, size = x * x.shape[-1] ** -0.25, len(rows) ** -0.5
+        if self.kind == "relu":
+            return (relu(x @ rows.T) + 1e-3) * size
+        exponent = x @ rows.T
+        if self.kind == "hyperbolic":
+            exponent = torch.cat([exponent, -exponent], dim=-1)
+        if is_query:  # any number will do: it is the query's own
+            return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
+        most = rows.square().sum(-1).amax() / 2  # a bound for all keys there may ever be, so it does not depend on them
+        return (exponent - x.square().sum(-1, keepdim=True) / 2 - (most - LARGEST).clamp(min=0)).exp() * size
+
+
+def orthogonal_rows(
+    count: int, width: int, *, scaling: str = "random", generator: torch.Generator | None = None
+) -> Tensor:  # fmt: skip
+    """Rows ``(count, width)``, each block of `width` of them orthogonal, each a vector of uniformly random direction.
+
+    scaling: their lengths: ``"random"``, as of a Gaussian vector, or ``"fixed"``, sqrt(width).
+    """
+    blocks = []
+    for _ in range(-(-count // width)):
+        q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+        blocks.append((q * r.diagonal().sign()).T)  # without it some directions are likelier than others
+    directions = torch.cat(blocks)[:count]
+    if scaling == "fixed":
+        return directions * width**0.5
+    return directions * torch.randn(count, width, generator=generator).norm(dim=1, keepdim=True)
+
+
+def check_redraw_every(steps: int | None) -> int | None:
+    """`steps`, if it is a number of steps or None."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"redraw_every ({steps}) must be at least 1, or None for never")
+    return steps
+
+
+class PerformerAttention(FeatureAttention):
+    """Performer: attention by the random features of `FavorFeatures` (arXiv 2009.14794).
+
+    >>> layer = PerformerAttention(dim=256, heads=8, causal=True)
+
+    Args:
+        dim: model width.
+        features, kind, scaling, redraw_every: see `FavorFeatures`.
+        options: as in `HeadMixer`.
+    """
+
+    def __init__(
+        self, dim: int, *, features: int | None = None, kind: str = "hyperbolic", scaling: str = "random",
+        redraw_every: int | None = 1000, **options: Unpack[HeadOptions],
+    ) -> None:  # fmt: skip
+        super().__init__(dim, **options)
+        self.feature_map = FavorFeatures(
+            self.head_dim, features=features, kind=kind, scaling=scaling, redraw_every=redraw_every
+        )
