@@ -1,19 +1,28 @@
 """Every mixer by name, built small, and what it computes: the same weights through plain torch and the fp64 oracle."""
 
+import feature_oracle
 import oracle
 import torch
 from torch import Tensor
 
 from tsla.mixers import (
+    FeatureAttention,
     HeadMixer,
     HeadSplit,
+    HedgehogAttention,
+    LightningAttention,
+    LinearAttention,
     Mixer,
     NoMixer,
+    PerformerAttention,
+    RFAAttention,
+    RFAGateAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
     TaylorShiftAttention,
     TokenShift,
+    TransNormerAttention,
     WindowAttention,
 )
 
@@ -52,6 +61,27 @@ HEADS = {
     "softmax": SoftmaxAttention,
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
+    "linear": LinearAttention,
+    "linear, relu": lambda dim, **x: LinearAttention(dim, map="relu", **x),
+    "linear, cosine": lambda dim, **x: LinearAttention(dim, map="cosine", horizon=5000, **x),
+    "linear, rebased": lambda dim, **x: LinearAttention(dim, map="rebased", **x),
+    "linear, taylor": lambda dim, **x: LinearAttention(dim, map="taylor", **x),
+    "linear, t2r": lambda dim, **x: LinearAttention(dim, map="t2r", **x),
+    "performer": PerformerAttention,
+    "performer, positive": lambda dim, **x: PerformerAttention(dim, kind="positive", scaling="fixed", features=9, **x),
+    "performer, relu": lambda dim, **x: PerformerAttention(dim, kind="relu", **x),
+    "rfa": RFAAttention,
+    "rfa, arccos": lambda dim, **x: RFAAttention(dim, kind="arccos", features=24, redraw_every=None, **x),
+    "rfa_gate": RFAGateAttention,
+    "hedgehog": HedgehogAttention,
+    "hedgehog, exp": lambda dim, **x: HedgehogAttention(dim, kind="exp", **x),
+    "hedgehog, max": lambda dim, **x: HedgehogAttention(dim, kind="max", width=9, **x),
+    "hedgehog, joint": lambda dim, **x: HedgehogAttention(dim, kind="joint", **x),
+    "lightning": LightningAttention,
+    "lightning, retention": lambda dim, **x: LightningAttention(dim, activation="none", decay="retention", **x),
+    "lightning, no decay": lambda dim, **x: LightningAttention(dim, decay="none", **x),
+    "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
+    "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
 }
 NAMES = ("none", "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
@@ -59,19 +89,32 @@ WITH_OPTIONS = [("none", "plain")] + [
     (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
 CAUSAL = [name for name in NAMES if not name.startswith("poly")]
+BIDIRECTIONAL = [name for name in NAMES if name != "rfa_gate"]
+CROSS = [
+    name
+    for name in BIDIRECTIONAL
+    if not name.startswith(("split", "window", "poly", "lightning", "transnormer"))
+    and not name.endswith(("decay", "cosine"))
+]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
 
 
 def directions(name: str) -> tuple[bool, ...]:
     """The values of `causal` that a mechanism can have."""
-    return (False, True) if name in CAUSAL else (False,)
+    return tuple(causal for causal, able in ((False, BIDIRECTIONAL), (True, CAUSAL)) if name in able)
 
 
 EVERY_WAY = [(name, kind, causal) for name, kind in WITH_OPTIONS for causal in directions(name)]
 
 
-def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.dtype = torch.float64, **more) -> Mixer:
-    """A mixer of 4 heads in evaluation mode; norms and gates are moved off their neutral start."""
+def build(
+    name: str, kind: str = "plain", *, causal: bool | None = None, dtype: torch.dtype = torch.float64, **more
+) -> Mixer:  # fmt: skip
+    """A mixer of 4 heads in evaluation mode; norms and gates are moved off their neutral start.
+
+    causal: None takes the first direction that it has.
+    """
+    causal = directions(name)[0] if causal is None else causal
     options = {"heads": 4, "causal": causal, **OPTIONS[kind], **more}
     if name == "none":
         mixer: Mixer = NoMixer(DIM, causal=causal)
@@ -159,6 +202,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
             root = linear(mixer.to_root, x).unflatten(-1, (mixer.heads, -1)).transpose(1, 2)
             out = out * (root if mixer.root == "value" else 1 / (1 + (-root).exp()))
         return out
+    if isinstance(mixer, FeatureAttention):
+        return feature_heads(mixer, q, k, v, x, mask)
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)
     if q.shape[2] == k.shape[2]:
@@ -167,6 +212,41 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp()
     weights = weights if mask is None else weights * mask[:, None, None]
     return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def feature_heads(
+    mixer: FeatureAttention, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None
+) -> Tensor:  # fmt: skip
+    """Sums over features by their formula, with gates and norms."""
+    made, h = mixer.feature_map, q.shape[1]
+    if mask is not None:  # what stands at masked keys is nothing a formula need bear
+        k = k.masked_fill(~mask[:, None, :, None], 0.0)
+    fq = feature_oracle.features(made, q, True, places_of(x, mask))
+    fk = feature_oracle.features(made, k, False, places_of(x, mask) if k.shape[2] == q.shape[2] else None)
+    decays = None
+    if isinstance(mixer, RFAGateAttention):
+        gate = 1 / (1 + (-(x @ mixer.forgetting.weight.T + mixer.forgetting.bias)).exp())  # (b, n, h)
+        fk, v = (y.repeat_interleave(h // y.shape[1], dim=1) for y in (fk, v))
+        fk, decays = fk * (1 - gate).transpose(1, 2)[..., None], gate.log().transpose(1, 2)
+    if isinstance(mixer, LightningAttention) and mixer.log_decay is not None:
+        decays = mixer.log_decay.expand(q.shape[0], q.shape[2], h).transpose(1, 2)
+    out = oracle.dense(
+        fq, fk, v, order=None, causal=mixer.causal, key_mask=mask, log_decay=decays, normalize=mixer.normalize,
+        eps=made.eps if made.positive else 0.0, floor=0.0 if made.positive or not mixer.normalize else 1e-3,
+    )[0]  # fmt: skip
+    if isinstance(mixer, LightningAttention):
+        out = out / (out.square().mean((1, 3), keepdim=True) + 1e-6).sqrt()
+    if isinstance(mixer, TransNormerAttention):
+        out = out * linear(mixer.to_u, x).unflatten(-1, (h, -1)).transpose(1, 2)
+    return out
+
+
+def places_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Position of each token ``(b, n)``: how many real ones come before it, or before the last real one."""
+    real = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    return torch.tensor([[max(sum(row[: i + 1]) - 1, 0) for i in range(len(row))] for row in real.tolist()]).reshape(
+        real.shape
+    )
 
 
 def shifted(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -182,9 +262,8 @@ def shifted(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def turn(x: Tensor, mask: Tensor | None) -> Tensor:
     """Rotary positions as products of complex numbers. Real tokens count up from 0; others stand on the one before."""
-    b, _, n, d = x.shape
-    real = torch.ones(b, n, dtype=torch.bool) if mask is None else mask
-    place = torch.tensor([[max(sum(row[: i + 1]) - 1, 0) for i in range(n)] for row in real.tolist()])
+    d = x.shape[-1]
+    place = places_of(x[:, 0], mask)
     angle = place[:, None, :, None] * 10_000 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
     turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angle), angle)
     return torch.view_as_real(turned).flatten(-2)

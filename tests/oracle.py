@@ -184,6 +184,7 @@ def dense(
     q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
     key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
     start: tuple[Tensor, Tensor] | None = None, coefficients: Sequence[float] | None = None, center: str = "zero",
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, kv and z: `attention` and `state` as matrices, continuing from the sums `start`. No earlier keys in k."""
     (b, h, _, d), (g, m) = q.shape, k.shape[1:3]
@@ -227,6 +228,8 @@ def dense(
         kv, z = kv + start[0] * last[..., None], z + start[1] * last
     if normalize:
         denominator = denominator + eps
+        if floor:  # kept away from 0, on its side
+            denominator = torch.where(denominator < 0, -1.0, 1.0) * denominator.abs().clamp(min=floor)
         numerator = numerator / torch.where(denominator == 0, 1.0, denominator)[..., None]
     return numerator, kv, z
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from cases import agree, flat
 from mechanisms import (
+    BIDIRECTIONAL,
     CAUSAL_WITH_OPTIONS,
+    CROSS,
     DIM,
     EVERY_WAY,
     HEADS,
@@ -29,7 +31,6 @@ BOTH_WAYS = pytest.mark.parametrize(("name", "kind", "causal"), EVERY_WAY)
 WITH_TIME = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)
 EVERYTHING = pytest.mark.parametrize(("name", "kind"), WITH_OPTIONS)
 EVERYONE = pytest.mark.parametrize("name", NAMES)
-CROSS = [name for name in NAMES if not name.startswith(("split", "window", "poly")) and "decay" not in name]
 
 
 def tokens(b=2, n=11, dtype=torch.float64):
@@ -96,7 +97,7 @@ def test_later_tokens_do_not_reach_earlier_outputs(name, kind, place):
         assert name == "none" or not torch.equal(after[:, place:], before[:, place:])
 
 
-@EVERYONE
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_tokens_meet_in_both_directions(name):
     """A bidirectional mixer sees what is ahead; the control row sees nothing."""
     mixer, x = build(name), tokens()
@@ -229,9 +230,9 @@ def test_meta_device(name, kind):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_defaults(name):
-    mixer = HEADS[name](32)
+    mixer = HEADS[name](32, **({"causal": True} if name not in BIDIRECTIONAL else {}))
     assert isinstance(mixer, HeadMixer)
-    assert (mixer.heads, mixer.kv_heads, mixer.causal, mixer.rotary) == (8, 8, False, False)
+    assert (mixer.heads, mixer.kv_heads, mixer.causal, mixer.rotary) == (8, 8, name not in BIDIRECTIONAL, False)
     assert mixer.value_dim == 4
     assert mixer.head_dim == (4 if "order 4" in name else 16 if name.startswith(("taylor", "poly")) else 4)
     assert all(layer.bias is None for layer in (mixer.to_q, mixer.to_k, mixer.to_v, mixer.to_out))

@@ -43,7 +43,10 @@ class FeatureMap(nn.Module):
 
 
 class Weighed(NamedTuple):
-    """What gives the weights: features of queries and keys, and log decays ``(h,)`` or ``(b, h, n)`` (None: none)."""
+    """What gives the weights: features, of keys per key/value or per query head, and log decays.
+
+    log_decay: ``(h,)`` or ``(b, h, n)``; None: nothing decays.
+    """
 
     queries: Tensor
     keys: Tensor
@@ -99,6 +102,7 @@ class FeatureAttention(HeadMixer):
         with full_precision(x.device):
             q, k = (y.to(accumulation_dtype(y.dtype)) for y in (q, k))
             weighed = self.weigh(q, k, x, places)
+        v = v.repeat_interleave(weighed.keys.shape[1] // v.shape[1], dim=1)
         floored = self.normalize and not self.feature_map.positive
         return linear_attention(
             weighed.queries, weighed.keys, v, causal=self.causal, key_mask=mask, log_decay=weighed.log_decay,

@@ -27,7 +27,8 @@ class RandomFeatures(FeatureMap):
     Args:
         kv_heads: g.
         head_dim: d.
-        features: of a head; gaussian ones come in pairs. None = 2 d if gaussian, d if arccos.
+        features: of a head; gaussian ones come in pairs. None = 64 rows, as in the paper, whatever d: with few, sums of
+            weights come near 0.
         kind: see above.
         redraw_every: optimiser steps after which training draws new rows; None = never.
 
@@ -44,7 +45,7 @@ class RandomFeatures(FeatureMap):
     ) -> None:  # fmt: skip
         self.kind = check_choice("kind", kind, KINDS)
         each = 2 if kind == "gaussian" else 1
-        features = each * head_dim if features is None else features
+        features = 64 * each if features is None else features
         if features < 1 or features % each:
             raise ValueError(f"features ({features}) must be at least {each}" + " and even" * (each - 1))
         super().__init__(features)

@@ -126,7 +126,7 @@ def taylor_attention(
 
 def linear_attention(
     fq: Tensor, fk: Tensor, v: Tensor, *, causal: bool = False, log_decay: Tensor | None = None,
-    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True, eps: float = 1e-6,
+    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True, eps: float = 1e-6, floor: float = 0.0,
     state: KernelState | None = None, return_state: bool | None = None, impl: str = "auto",
     chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
@@ -149,7 +149,7 @@ def linear_attention(
     check_choice("impl", impl, TORCH_FORMS)
     if cu_seqlens is not None:
         each = partial(
-            linear_attention, causal=causal, normalize=normalize, eps=eps, return_state=return_state, impl=impl,
+            linear_attention, causal=causal, normalize=normalize, eps=eps, floor=floor, return_state=return_state, impl=impl,
             chunk_size=chunk_size,
         )  # fmt: skip
         return attend_packed(each, fq, fk, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
@@ -157,7 +157,7 @@ def linear_attention(
     out = _attend(
         fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,
         state=state, return_state=return_state, impl=impl, short=n * m * (f + e) <= (n + m) * f * e, chunk=chunk_size,
-        features=f, eps=eps, normalize=normalize, centered=False,
+        features=f, eps=eps, normalize=normalize, centered=False, floor=floor,
     )  # fmt: skip
     return Attended(out.output.to(fq.dtype), out.state)
 
@@ -190,7 +190,7 @@ def _compiled_form(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
     state: KernelState | None, return_state: bool | None, impl: str, short: bool, chunk: int | None, features: int,
-    eps: float, normalize: bool, centered: bool,
+    eps: float, normalize: bool, centered: bool, floor: float = 0.0,
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
     keep_state = causal if return_state is None else return_state
@@ -214,6 +214,12 @@ def _attend(
         sums, end = _sums(q, k, v, kernel, causal, gates, shift, start, keep_state, form, chunk)
         numerator, denominator = sums[..., :-1], sums[..., -1:]
         if normalize:  # only a row that sees no key has denominator 0: its numerator is 0 too
+            if floor:
+                denominator = torch.where(
+                    denominator.abs() < floor,
+                    torch.where(denominator < 0, -floor, floor).to(denominator.dtype),
+                    denominator,
+                )
             denominator = denominator + eps if eps else torch.where(denominator == 0, 1.0, denominator)
             numerator = numerator / denominator
         new_state = None
