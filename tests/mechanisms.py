@@ -1,10 +1,18 @@
 """Every mixer by name, built small, and what it computes: the same weights through plain torch and the fp64 oracle."""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import feature_oracle
 import oracle
 import torch
 from torch import Tensor
 
+from tsla.build_mixer import Place, build_mixer
+from tsla.config import members
+from tsla.config.mixers import HeadsConfig
+from tsla.config.schema import EncoderConfig
 from tsla.mixers import (
     FeatureAttention,
     HeadMixer,
@@ -83,17 +91,38 @@ HEADS = {
     "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
     "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
 }
+OTHERS = {"none", "taylor_poly"}  # named otherwise here
+
+
+def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bool = False, **options: Any) -> Mixer:
+    """A mixer that has no line here, from its dataclass: all is proved of it but its formula."""
+    model = EncoderConfig(dim=dim, causal=causal, positions="rotary" if rotary else "none")
+    return build_mixer(replace(config, **options), model, Place(0, 2, 5000))
+
+
+NEW = {name: cls for name, cls in members("mixer").items() if name not in (*HEADS, *OTHERS)}
+HEADS |= {name: partial(by_config, cls()) for name, cls in NEW.items() if issubclass(cls, HeadsConfig)}
 NAMES = ("none", "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
 WITH_OPTIONS = [("none", "plain")] + [
     (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
-CAUSAL = [name for name in NAMES if not name.startswith("poly")]
-BIDIRECTIONAL = [name for name in NAMES if name != "rfa_gate"]
+
+
+def has(name: str, mode: str, *, of: tuple[str, ...]) -> bool:
+    """Whether a mechanism has a mode: is none `of` those that lack it, or says so if it has no line here."""
+    if name in NEW:
+        made = HEADS[name](DIM, heads=4, causal="bidirectional" not in NEW[name].directions)
+        return mode in made.supports
+    return not name.startswith(of)
+
+
+CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly",))]
+BIDIRECTIONAL = [name for name in NAMES if has(name, "bidirectional", of=("rfa_gate",))]
 CROSS = [
     name
     for name in BIDIRECTIONAL
-    if not name.startswith(("split", "window", "poly", "lightning", "transnormer"))
+    if has(name, "cross", of=("split", "window", "poly", "lightning", "transnormer"))
     and not name.endswith(("decay", "cosine"))
 ]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]

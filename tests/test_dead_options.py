@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -19,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
+from tsla.config.mixers import HeadsConfig
 from tsla.run import initial_model
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
+from tsla.training.redraw import Redraw
 from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
@@ -31,7 +34,9 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 
 SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
+PERFORMER = ("mixer=performer",)
 VISION = ("model=vision",)
+ONE_WAY = ("model.causal=true",)
 FILES = ("task=files", "task.path=own.jsonl")
 
 
@@ -85,7 +90,7 @@ def training(config: Config) -> object:
             seed=0)  # fmt: skip
     except Captured as captured:
         trainer, module = captured.args
-    _, clock, _, average, checkpoints, *_ = trainer.callbacks
+    _, clock, _, _, average, checkpoints, *_ = trainer.callbacks
     made = module.configure_optimizers()
     (factor, _) = made["lr_scheduler"]["scheduler"].lr_lambdas
     rates = []
@@ -114,6 +119,16 @@ def outcome(config: Config) -> object:
     """What a command leaves behind."""
     assert cli._new_run(config, resume=False) == 0
     return sorted(path.name for path in Path().rglob("*"))
+
+
+def drawn(config: Config) -> object:
+    """Random features after each of a few optimiser steps."""
+    torch.manual_seed(0)
+    made, callback, seen = build.build_model(config.model, config.mixer, runs.spec()), Redraw(0), []
+    for step in range(1, 7):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step), made, None, None, 0)
+        seen.append([b.double().sum().item() for b in made.buffers()])
+    return seen
 
 
 def folder(config: Config) -> object:
@@ -245,6 +260,30 @@ CASES: dict[str, dict[str, Case]] = {
         **heads("mixer=window"),
         "window": Case(model, ("0", "1", "2"), ("mixer=window",)),
     },
+    "LinearConfig": {
+        "name": Case(model, ("linear", "none")),
+        **heads("mixer=linear"),
+        "map": Case(model, ("elu", "relu", "cosine", "rebased", "taylor", "t2r"), ("mixer=linear", "mixer.bias=true")),
+        "horizon": Case(model, ("null", "70"), ("mixer=linear", "mixer.map=cosine")),
+    },
+    "PerformerConfig": {
+        "name": Case(model, ("performer", "none")),
+        **heads(*PERFORMER),
+        "features": Case(model, ("null", "4", "3"), PERFORMER, "mixer.features (3) must be even: they come in pairs"),
+        "kind": Case(model, ("hyperbolic", "positive", "relu"), PERFORMER),
+        "scaling": Case(model, ("random", "fixed"), PERFORMER),
+        "redraw_every": Case(drawn, ("1", "3", "null"), PERFORMER),
+    },
+    **{
+        cls: {
+            "name": Case(model, (name, "none"), more),
+            **heads(f"mixer={name}", *more),
+            "features": Case(model, ("null", "4", "3"), (f"mixer={name}", *more), "mixer.features (3) must be even"),
+            "kind": Case(model, ("gaussian", "arccos"), (f"mixer={name}", *more)),
+            "redraw_every": Case(drawn, ("1", "3", "null"), (f"mixer={name}", *more)),
+        }
+        for cls, name, more in (("RFAConfig", "rfa", ()), ("RFAGateConfig", "rfa_gate", ONE_WAY))
+    },
     "EncoderConfig": {
         "name": Case(model, ("encoder", "vision")),
         "dim": Case(model, ("16", "32")),
@@ -311,6 +350,26 @@ CASES: dict[str, dict[str, Case]] = {
     "TensorboardLoggerConfig": {"name": Case(loggers, ("tensorboard", "csv"))},
 }  # fmt: skip
 
+
+def derived(name: str, cls: type) -> dict[str, Case]:
+    """Cases of a mixer that has no line above, from what its dataclass says of its options."""
+    one_way = ONE_WAY if cls.directions == {"causal"} else ()
+    chosen, own = (f"mixer={name}", *one_way), {}
+    shared = heads(*chosen) if issubclass(cls, HeadsConfig) else {}
+    for f in fields(cls):
+        rule, default = f.metadata, f.default
+        if rule["choices"]:
+            values = tuple(rule["choices"])
+        elif isinstance(default, bool):
+            values = ("true", "false")
+        else:
+            start = default if default is not None else 2 + (rule["low"] or rule["above"] or 0)
+            values = (str(start), str(start + 2 if isinstance(start, int) else start * 1.25))
+        own[f.name] = Case(model, values, chosen)
+    return own | shared | {"name": Case(model, (name, "none"), one_way)}
+
+
+CASES |= {cls.__name__: derived(name, cls) for name, cls in members("mixer").items() if cls.__name__ not in CASES}
 CLASSES = {cls.__name__: (cls, f"{group}.") for group in GROUPS for cls in members(group).values()}
 LEAVES = [(name, leaf) for name, cases in CASES.items() for leaf in cases]
 

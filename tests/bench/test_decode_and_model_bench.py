@@ -16,6 +16,7 @@ from tsla.bench.model import Size, encoder, error_of, mixers, step_of
 from tsla.bench.options import parse_attention, parse_decode, parse_model
 from tsla.bench.peers import implementations
 from tsla.bench.timing import Timing
+from tsla.config import members
 from tsla.mixers import SoftmaxAttention
 
 from .conftest import read
@@ -97,6 +98,11 @@ def test_models_are_right(name, causal):
             with pytest.raises(ValueError, match="causal needs"):
                 encoder(name, size)
             return
+    able = members("mixer")[name].directions if name in members("mixer") else {"bidirectional", "causal"}
+    if ("causal" if causal else "bidirectional") not in able:
+        with pytest.raises(ValueError, match=rf"^{name} is \w+ only$"):
+            encoder(name, size)
+        return
     assert error_of(name, size) < 1e-4
 
 

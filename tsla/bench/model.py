@@ -30,7 +30,11 @@ from tsla.bench.writing import (
     using,
     write_tables,
 )
-from tsla.mixers import Mixer, SoftmaxAttention, TaylorAttention
+from tsla.build_mixer import Place, build_mixer
+from tsla.config import members
+from tsla.config.mixers import MIXERS, HeadsConfig
+from tsla.config.schema import EncoderConfig
+from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import Mixed
 from tsla.mixers.readers import read_taylor_series
 from tsla.models import Encoder, SequenceClassifier
@@ -146,23 +150,30 @@ def _size(options: ModelOptions, length: int) -> Size:
     return Size(options.dim, options.depth, options.heads, options.head_dim, options.batch, options.causal, length)
 
 
-def mixers() -> Mapping[str, Callable[[Size], Mixer]]:
-    """Makers of every mixer by name, ours first."""
+def mixers() -> Mapping[str, Callable[[Size, int], Mixer]]:
+    """Makers of every mixer by name, ours first, from a size and the layer."""
 
-    def ours(impl: str, size: Size) -> Mixer:
+    def ours(impl: str, size: Size, layer: int) -> Mixer:
         return TaylorAttention(size.dim, heads=size.heads, head_dim=size.head_dim, causal=size.causal, impl=impl)
 
-    def series(packed: bool, size: Size) -> Mixer:
+    def series(packed: bool, size: Size, layer: int) -> Mixer:
         if size.causal:
             raise ValueError("causal needs pytorch-fast-transformers (C++ and CUDA); without it the package exits")
         return Series(size.dim, heads=size.heads, head_dim=size.head_dim, packed=packed)
 
-    def softmax(size: Size) -> Mixer:
-        return SoftmaxAttention(size.dim, heads=size.heads, causal=size.causal)
+    def other(name: str, size: Size, layer: int) -> Mixer:
+        config, direction = members("mixer")[name], "causal" if size.causal else "bidirectional"
+        if direction not in config.directions:
+            raise ValueError(f"{name} is {', '.join(config.directions)} only")
+        chosen = config(heads=size.heads) if issubclass(config, HeadsConfig) else config()
+        return build_mixer(
+            chosen, EncoderConfig(dim=size.dim, causal=size.causal), Place(layer, size.depth, size.length)
+        )
 
     return {
-        **{name: partial(ours, impl) for name, impl in _ours().items()}, "softmax": softmax,
+        **{name: partial(ours, impl) for name, impl in _ours().items()},
         "tsla-0.2.0": partial(series, False), "tsla-0.2.0-packed": partial(series, True),
+        **{name: partial(other, name) for name in MIXERS if name != "taylor"},
     }  # fmt: skip
 
 
@@ -175,7 +186,7 @@ def encoder(name: str, size: Size) -> SequenceClassifier:
     """The classifier with this mixer, with the same weights at each call."""
     torch.manual_seed(0)
     made = Encoder(vocab_size=VOCABULARY, dim=size.dim, depth=size.depth, causal=size.causal,
-                   mixer=lambda layer: mixers()[name](size))  # fmt: skip
+                   mixer=lambda layer: mixers()[name](size, layer))  # fmt: skip
     return SequenceClassifier(made, num_classes=CLASSES)
 
 

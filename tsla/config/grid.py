@@ -10,6 +10,8 @@ A suite file holds, all but one of the first two optional::
       - [mixer=none, model.short_conv=0]
     overrides: [trainer.max_steps=100]   # of all cells
     out: runs/suites/small         # where the cells go, a folder each
+
+``mixer=all`` stands for every mixer that has the direction of the cell's model, causal or not.
 """
 
 import itertools
@@ -19,10 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tsla.config.compose import compose, load_yaml
+from tsla.config.mixers import MIXERS
 from tsla.config.options import ConfigError, as_argument, did_you_mean
 from tsla.config.schema import GROUPS, Config
 
 KEYS = ("grid", "variants", "overrides", "out")
+EVERY_MIXER = "mixer=all"
 FORBIDDEN = ("run_dir", "resume", "dry_run")  # a suite decides them
 
 
@@ -94,7 +98,9 @@ def suite_of(arguments: Sequence[str]) -> dict[str, Any]:
         except HydraException as error:
             problems.append(f"argument {argument!r} cannot be read: {str(error).splitlines()[0]}")
             continue
-        if override.is_sweep_override():
+        if argument == EVERY_MIXER:
+            suite["grid"]["mixer"] = ["all"]
+        elif override.is_sweep_override():
             values = override.sweep_iterator(transformer=Transformer.identity)
             suite["grid"][override.key_or_group] = [_value(value) for value in values]
         else:
@@ -114,6 +120,8 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
         str(key): [as_argument(str(key), value) for value in _listed(values)]
         for key, values in (suite.get("grid") or {}).items()
     }
+    if every := EVERY_MIXER in grid.get("mixer", ()):
+        grid["mixer"] = [f"mixer={name}" for name in MIXERS]
     variants = [_listed(variant) for variant in suite.get("variants") or [[]]]
     common = list(suite.get("overrides") or [])
     problems: dict[str, list[str]] = {}
@@ -129,6 +137,8 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
             config = compose(arguments)
         except ConfigError as error:
             found += error.problems
+        if every and found and all(re.match(r"mixer=\w+ needs model\.causal=", problem) for problem in found):
+            continue
         for problem in found:
             problems.setdefault(problem, []).append(name)
         if not found:
