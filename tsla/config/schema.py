@@ -14,6 +14,8 @@ from tsla.config.options import option, union_members
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
 IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
+NORMS = ("layer", "srms")
+FEED_FORWARDS = ("gelu", "swiglu", "sglu")
 FREEZABLE = ("mixer.crossover",)
 
 
@@ -98,7 +100,9 @@ class EncoderConfig:
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
     conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
-    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    embedding_scale: bool = option(False, "multiply embeddings by sqrt(dim), before positions are added")
+    norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
+    feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
     pool: str = option("mean", "from tokens to one vector, if a task wants one", choices=("mean", "cls", "attention"))
     dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)
@@ -118,7 +122,8 @@ class VisionConfig:
                             choices=("none", "learned", "sinusoidal", "rotary"))  # fmt: skip
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "side of a convolution over neighbouring patches before each mixer; 0 = none", low=0)
-    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
+    feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
     pool: str = option("mean", "from patches to one vector", choices=("mean", "attention"))
     dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)

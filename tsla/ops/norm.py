@@ -1,0 +1,14 @@
+"""Norms without parameters."""
+
+from torch import Tensor
+
+from tsla.ops.types import accumulation_dtype
+
+
+def srms_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x over its root mean square along the last dimension, x / sqrt(mean(x^2) + eps): SRMSNorm (arXiv 2307.14995).
+
+    Computed in float32 at least, returned in the type of x ``(..., width)``.
+    """
+    wide = x.to(accumulation_dtype(x.dtype))
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
