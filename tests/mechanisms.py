@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tsla.mixers import (
+    GatedConv,
     HeadMixer,
     HeadSplit,
     Mixer,
@@ -53,10 +54,20 @@ HEADS = {
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
 }
-NAMES = ("none", "split", "shift", *HEADS)
-FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
-WITH_OPTIONS = [("none", "plain")] + [
-    (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
+CONVOLUTIONS = {"conv": {}, "conv, wide": {"kernel": 6, "expand": 1}}
+BARE = ("none", *CONVOLUTIONS)  # without heads and their options
+NAMES = (*BARE, "split", "shift", *HEADS)
+FULLY = (
+    "taylor",
+    "taylorshift",
+    "poly",
+    "softmax",
+    "window",
+    "split",
+    "shift",
+)  # all options; others none of them and all
+WITH_OPTIONS = [(name, "plain") for name in BARE] + [
+    (name, kind) for name in NAMES[len(BARE) :] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
 CAUSAL = [name for name in NAMES if not name.startswith("poly")]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
@@ -75,6 +86,8 @@ def build(name: str, kind: str = "plain", *, causal: bool = False, dtype: torch.
     options = {"heads": 4, "causal": causal, **OPTIONS[kind], **more}
     if name == "none":
         mixer: Mixer = NoMixer(DIM, causal=causal)
+    elif name in CONVOLUTIONS:
+        mixer = GatedConv(DIM, causal=causal, **CONVOLUTIONS[name], **more)
     elif name == "split":
         joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
         joined["bias"] = options.get("bias", False)
@@ -94,6 +107,8 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
     """The output of a mixer."""
     if isinstance(mixer, NoMixer):
         return torch.zeros_like(x)
+    if isinstance(mixer, GatedConv):
+        return gated_conv(mixer, x, mask)
     if isinstance(mixer, TokenShift):
         return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
@@ -167,6 +182,22 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp()
     weights = weights if mask is None else weights * mask[:, None, None]
     return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def gated_conv(mixer: GatedConv, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Each real token from the real ones around it, or up to it; zeros at the others."""
+    projected, taps = linear(mixer.in_proj, x), mixer.conv.weight[:, 0]
+    (width, kernel), out = taps.shape, torch.zeros_like(projected[..., : taps.shape[0]])
+    for row in range(x.shape[0]):
+        real = [i for i in range(x.shape[1]) if mask is None or mask[row, i]]
+        for at, i in enumerate(real):
+            near = mixer.conv.bias
+            for j in range(kernel):
+                other = at + j - (kernel - 1 if mixer.causal else kernel // 2)
+                if 0 <= other < len(real):
+                    near = near + taps[:, j] * projected[row, real[other], :width]
+            out[row, i] = near / (1 + (-near).exp()) * projected[row, i, width:]
+    return linear(mixer.out_proj, out)
 
 
 def shifted(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from tsla.build_mixer import Place, build_mixer
 from tsla.config import compose, members
 from tsla.config.mixers import MIXERS
 from tsla.mixers import (
+    GatedConv,
     HeadSplit,
     NoMixer,
     SoftmaxAttention,
@@ -50,7 +51,8 @@ def test_tasks(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
-     ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention)],
+     ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention),
+     ("gated_conv", GatedConv)],
 )  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]
@@ -81,6 +83,9 @@ def test_options_of_one_mechanism_arrive():
     (m, _) = mixers("mixer.order=4", "mixer.impl=direct")
     assert (m.order, m.impl, m.head_dim) == (4, "direct", 16)
     assert mixers("mixer=window", "mixer.window=7")[0].window == 7
+    (m, _) = mixers("mixer=gated_conv", "mixer.kernel=5", "mixer.expand=3", "mixer.dropout=0.25", "model.causal=true")
+    assert (m.conv.weight.shape, m.dropout.p, m.causal) == ((96, 1, 5), 0.25, True)
+    assert mixers("mixer=gated_conv", "model.dropout=0.5")[0].dropout.p == 0.5
     (m, _) = mixers(
         "mixer=taylor_poly", "mixer.order=4", "mixer.normalize_first=true", "mixer.root=value", "mixer.impl=linear"
     )
@@ -134,6 +139,13 @@ def test_layers_follow_their_pattern_with_the_heads_of_the_mixer():
     assert found[1].order == 4 and found[0].window == 64
     assert build.mixer_name(compose([*BASE, "model.layers=[window,taylor]"])) == "window+taylor"
     assert build.mixer_name(compose([*BASE, "mixer=softmax"])) == "softmax"
+
+
+def test_a_convolution_in_a_pattern_of_another_mixer_has_its_own_widths():
+    conv, taylor = mixers("model.layers=[gated_conv,taylor]", "mixer.heads=4", "model.dropout=0.5")
+    assert (type(conv), conv.conv.weight.shape, conv.dropout.p) == (GatedConv, (64, 1, 3), 0.5)
+    assert taylor.heads == 4
+    assert [type(m) for m in mixers("mixer=gated_conv", "model.layers=[gated_conv,none]")] == [GatedConv, NoMixer]
 
 
 def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():

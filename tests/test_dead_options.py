@@ -31,6 +31,7 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 
 SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
+CONV = ("mixer=gated_conv",)
 VISION = ("model=vision",)
 FILES = ("task=files", "task.path=own.jsonl")
 
@@ -244,6 +245,12 @@ CASES: dict[str, dict[str, Case]] = {
         "name": Case(model, ("window", "none")),
         **heads("mixer=window"),
         "window": Case(model, ("0", "1", "2"), ("mixer=window",)),
+    },
+    "GatedConvConfig": {
+        "name": Case(model, ("gated_conv", "none")),
+        "kernel": Case(model, ("1", "3", "4"), CONV),
+        "expand": Case(model, ("1", "2"), CONV),
+        "dropout": Case(model, ("0.1", "0.5", "null"), CONV),
     },
     "EncoderConfig": {
         "name": Case(model, ("encoder", "vision")),

@@ -14,25 +14,26 @@ _HOMES = {
         "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "ChannelFirst", "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
-        "TaylorShiftAttention", "TokenShift", "WindowAttention",
+        "ChannelFirst", "GatedConv", "HeadSplit", "Mixed", "Mixer", "SoftmaxAttention", "TaylorAttention",
+        "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
-    "Attended", "ChannelFirst", "Encoder", "HeadSplit", "KernelState", "Mixed", "Mixer", "SequenceClassifier",
-    "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier",
-    "TokenShift", "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
-    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
-    "window_attention",
+    "Attended", "ChannelFirst", "Encoder", "GatedConv", "HeadSplit", "KernelState", "Mixed", "Mixer",
+    "SequenceClassifier", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention",
+    "TokenClassifier", "TokenShift", "VisionTransformer", "WindowAttention", "__version__", "account",
+    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+    "taylor_feature_map", "taylor_poly_attention", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from tsla.build import load_model
     from tsla.mixers import (
         ChannelFirst,
+        GatedConv,
         HeadSplit,
         Mixed,
         Mixer,

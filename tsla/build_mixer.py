@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple, assert_never
 
 from tsla.config.mixers import (
+    GatedConvConfig,
     HeadsConfig,
     MixerConfig,
     NoneConfig,
@@ -16,6 +17,7 @@ from tsla.config.mixers import (
 )
 from tsla.config.schema import ModelConfig, members
 from tsla.mixers import (
+    GatedConv,
     HeadSplit,
     Mixer,
     NoMixer,
@@ -81,6 +83,11 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return SoftmaxAttention(model.dim, **_head_options(config, model))
         case WindowConfig():
             return WindowAttention(model.dim, window=config.window, **_head_options(config, model))
+        case GatedConvConfig():
+            dropout = model.dropout if config.dropout is None else config.dropout
+            return GatedConv(
+                model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout
+            )  # fmt: skip
         case _:
             assert_never(config)
 

@@ -135,5 +135,23 @@ class WindowConfig(HeadsConfig):
     window: int = option(64, "how far a token sees; 0 is itself only", low=0)
 
 
-MixerConfig = NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig
+@dataclass
+class GatedConvConfig:
+    """A gated convolution over a few tokens, the local layer of Based."""
+
+    directions = DIRECTIONS
+
+    name: str = option("gated_conv", "the mechanism", choices=("gated_conv",))
+    kernel: int = option(3, "tokens seen: up to the token if causal, else around it", low=1)
+    expand: int = option(2, "width of the convolution over dim", low=1)
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """What its options, and the width of the model, do not let together."""
+        return iter(())
+
+
+MixerConfig = (
+    NoneConfig | TaylorConfig | TaylorShiftConfig | TaylorPolyConfig | SoftmaxConfig | WindowConfig | GatedConvConfig
+)
 MIXERS = tuple(union_members(MixerConfig))  # their names

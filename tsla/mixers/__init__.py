@@ -2,6 +2,7 @@
 
 from tsla.mixers.base import HeadMixer, Mixed, Mixer, State
 from tsla.mixers.channel_first import ChannelFirst
+from tsla.mixers.gated_conv import GatedConv
 from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.none import NoMixer
 from tsla.mixers.softmax import SoftmaxAttention
@@ -13,6 +14,7 @@ from tsla.mixers.window import WindowAttention
 
 __all__ = [
     "ChannelFirst",
+    "GatedConv",
     "HeadMixer",
     "HeadSplit",
     "Mixed",
