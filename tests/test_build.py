@@ -21,7 +21,7 @@ from tsla.mixers import (
     TaylorShiftAttention,
     WindowAttention,
 )
-from tsla.models import SequenceClassifier
+from tsla.models import SequenceClassifier, SRMSNorm
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
 from tsla.training.clock import Limits
@@ -191,6 +191,24 @@ def test_settings_are_those_of_the_config():
     assert build.build_fit(compose([*BASE, "model.layers=[taylor,none]"])).idle_parameters
 
 
+def test_the_layers_of_based():
+    """Taylor attention at 1, 6, 11, ..., a window after it, and convolutions everywhere else."""
+    made = built("model=based", "model.depth=25")
+    kinds = {1: TaylorAttention, 2: WindowAttention}
+    assert [type(b.mixer) for b in made.encoder.blocks] == [kinds.get(layer % 5, GatedConv) for layer in range(25)]
+    assert made.encoder.blocks[0].feed_forward.out.weight.shape == (32, 64)  # a hidden width of twice dim
+    assert all(block.conv is None for block in made.encoder.blocks)
+
+
+def test_the_parts_of_transnormer():
+    made = built("model=transnormer", "model.depth=2")
+    norms = [made.encoder.norm, *(n for b in made.encoder.blocks for n in (b.mixer_norm, b.feed_forward_norm))]
+    assert [type(norm) for norm in norms] == [SRMSNorm] * 5
+    assert made.encoder.embedding_scale and {b.feed_forward.kind for b in made.encoder.blocks} == {"sglu"}
+    model = built("model=vision", "model.norm=srms", "model.feed_forward=sglu").classifier.encoder
+    assert isinstance(model.norm, SRMSNorm) and model.blocks[0].feed_forward.kind == "sglu"
+
+
 ARCHITECTURES = {
     "plain": (),
     "learned": ("model.positions=learned", "model.pool=cls", "model.short_conv=3"),
@@ -198,6 +216,8 @@ ARCHITECTURES = {
     "split": ("mixer.local_heads=2", "mixer.kv_heads=1", "mixer.qk_norm=true", "model.feed_forward=swiglu"),
     "pattern": ("model.layers=[window,taylor]", "model.positions=sinusoidal"),
     "none": ("mixer=none",),
+    "based": ("model=based",),
+    "transnormer": ("model=transnormer", "model.conv_embedding=true"),
     "vision": ("model=vision", "model.positions=sinusoidal", "model.short_conv=3"),
     "vision, learned": ("model=vision", "model.positions=learned", "model.pool=attention", "mixer=softmax"),
 }

@@ -253,7 +253,7 @@ CASES: dict[str, dict[str, Case]] = {
         "dropout": Case(model, ("0.1", "0.5", "null"), CONV),
     },
     "EncoderConfig": {
-        "name": Case(model, ("encoder", "vision")),
+        "name": Case(model, ("encoder", "vision", "based", "transnormer")),
         "dim": Case(model, ("16", "32")),
         "depth": Case(model, ("1", "2")),
         "causal": Case(model, ("false", "true")),

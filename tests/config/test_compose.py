@@ -27,6 +27,7 @@ def content(path: Path | str) -> dict[str, dict[str, object]]:
     return yaml.safe_load((config_root() / path).read_text())
 
 
+PRESETS = ("based", "transnormer")  # encoders of which a file sets some options
 NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",)}
 
 
@@ -36,6 +37,8 @@ def test_a_choice_sets_what_its_file_says(path):
     chosen = asdict(getattr(compose([f"{group}={path.stem}", "experiment=digits", *NEEDS.get(path.stem, ())]), group))
     expected = content(path) | content("experiment/digits.yaml").get(group, {})  # the experiment goes before a group
     if group == "model":
+        expected |= content(path)  # but not before a model
+    if group == "model" and path.stem not in PRESETS:
         expected |= content(f"recipe/digits_{path.stem}.yaml")["model"]
     assert expected.items() <= chosen.items()
     assert path.stem == chosen["name"]
@@ -87,6 +90,23 @@ def test_an_experiment_may_set_options_of_one_model_only():
     assert compose(["model=vision", "model.short_conv=7", "experiment=digits"]).model.short_conv == 7
     (problem,) = problems("experiment=digits", "model=vision", "recipe=digits_encoder")
     assert problem.startswith("recipe is not an option")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
+    """Only what is typed goes before them."""
+    arguments = [f"experiment={name}", *NEEDS.get(name, ())]
+    plain = asdict(compose(arguments).model)
+    for preset in PRESETS:
+        own, made = content(f"model/{preset}.yaml"), asdict(compose([*arguments, f"model={preset}"]).model)
+        assert own.items() <= made.items()
+        of_model = content(f"recipe/{name}_encoder.yaml").get("model", {}) if name == "digits" else {}
+        for key in plain.keys() - own.keys() - of_model.keys():
+            assert made[key] == plain[key], key
+    based = compose([*arguments, "model=based", "model.depth=10", "model.positions=learned"]).model
+    assert (based.depth, based.positions, len(based.layers)) == (10, "learned", 5)
+    (problem,) = problems(*arguments, "model=based", "mixer=softmax")
+    assert "leaves out mixer=softmax: choose one of gated_conv, taylor, window as mixer" in problem
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "digits"])

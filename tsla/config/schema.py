@@ -13,6 +13,7 @@ from tsla.config.options import option, union_members
 
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
+ENCODERS = ("encoder", "based", "transnormer")
 IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
 NORMS = ("layer", "srms")
 FEED_FORWARDS = ("gelu", "swiglu", "sglu")
@@ -92,7 +93,7 @@ class FilesConfig(TaskOptions):
 class EncoderConfig:
     """A pre-norm encoder with a classification head."""
 
-    name: str = option("encoder", "the model", choices=("encoder",))
+    name: str = option("encoder", "plain, or with the options of a preset; see configs/model", choices=ENCODERS)
     dim: int = option(128, "model width", low=1)
     depth: int = option(2, "number of blocks", low=1)
     causal: bool = option(False, "tokens see earlier ones only")
