@@ -15,6 +15,7 @@ from tsla.config.mixers import HeadsConfig
 from tsla.config.schema import EncoderConfig
 from tsla.mixers import (
     FeatureAttention,
+    GatedConv,
     HeadMixer,
     HeadSplit,
     HedgehogAttention,
@@ -91,7 +92,7 @@ HEADS = {
     "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
     "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
 }
-OTHERS = {"none", "taylor_poly"}  # named otherwise here
+OTHERS = {"none", "taylor_poly", "gated_conv"}  # named otherwise here
 
 
 def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bool = False, **options: Any) -> Mixer:
@@ -102,10 +103,12 @@ def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bo
 
 NEW = {name: cls for name, cls in members("mixer").items() if name not in (*HEADS, *OTHERS)}
 HEADS |= {name: partial(by_config, cls()) for name, cls in NEW.items() if issubclass(cls, HeadsConfig)}
-NAMES = ("none", "split", "shift", *HEADS)
+CONVOLUTIONS = {"conv": {}, "conv, wide": {"kernel": 6, "expand": 1}}
+BARE = ("none", *CONVOLUTIONS)  # without heads and their options
+NAMES = (*BARE, "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
-WITH_OPTIONS = [("none", "plain")] + [
-    (name, kind) for name in NAMES[1:] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
+WITH_OPTIONS = [(name, "plain") for name in BARE] + [
+    (name, kind) for name in NAMES[len(BARE) :] for kind in OPTIONS if name in FULLY or kind in ("plain", "all")
 ]
 
 
@@ -122,7 +125,7 @@ BIDIRECTIONAL = [name for name in NAMES if has(name, "bidirectional", of=("rfa_g
 CROSS = [
     name
     for name in BIDIRECTIONAL
-    if has(name, "cross", of=("split", "window", "poly", "lightning", "transnormer"))
+    if has(name, "cross", of=("conv", "split", "window", "poly", "lightning", "transnormer"))
     and not name.endswith(("decay", "cosine"))
 ]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
@@ -147,6 +150,8 @@ def build(
     options = {"heads": 4, "causal": causal, **OPTIONS[kind], **more}
     if name == "none":
         mixer: Mixer = NoMixer(DIM, causal=causal)
+    elif name in CONVOLUTIONS:
+        mixer = GatedConv(DIM, causal=causal, **CONVOLUTIONS[name], **more)
     elif name == "split":
         joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
         joined["bias"] = options.get("bias", False)
@@ -166,6 +171,8 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
     """The output of a mixer."""
     if isinstance(mixer, NoMixer):
         return torch.zeros_like(x)
+    if isinstance(mixer, GatedConv):
+        return gated_conv(mixer, x, mask)
     if isinstance(mixer, TokenShift):
         return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
@@ -276,6 +283,22 @@ def places_of(x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.tensor([[max(sum(row[: i + 1]) - 1, 0) for i in range(len(row))] for row in real.tolist()]).reshape(
         real.shape
     )
+
+
+def gated_conv(mixer: GatedConv, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Each real token from the real ones around it, or up to it; zeros at the others."""
+    projected, taps = linear(mixer.in_proj, x), mixer.conv.weight[:, 0]
+    (width, kernel), out = taps.shape, torch.zeros_like(projected[..., : taps.shape[0]])
+    for row in range(x.shape[0]):
+        real = [i for i in range(x.shape[1]) if mask is None or mask[row, i]]
+        for at, i in enumerate(real):
+            near = mixer.conv.bias
+            for j in range(kernel):
+                other = at + j - (kernel - 1 if mixer.causal else kernel // 2)
+                if 0 <= other < len(real):
+                    near = near + taps[:, j] * projected[row, real[other], :width]
+            out[row, i] = near / (1 + (-near).exp()) * projected[row, i, width:]
+    return linear(mixer.out_proj, out)
 
 
 def shifted(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from tsla.build_mixer import Place, build_mixer
 from tsla.config import compose, members
 from tsla.config.mixers import MIXERS
 from tsla.mixers import (
+    GatedConv,
     HeadSplit,
     NoMixer,
     SoftmaxAttention,
@@ -20,7 +21,7 @@ from tsla.mixers import (
     TaylorShiftAttention,
     WindowAttention,
 )
-from tsla.models import SequenceClassifier
+from tsla.models import SequenceClassifier, SRMSNorm
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
 from tsla.training.clock import Limits
@@ -50,7 +51,8 @@ def test_tasks(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
-     ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention)],
+     ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention),
+     ("gated_conv", GatedConv)],
 )  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]
@@ -81,6 +83,9 @@ def test_options_of_one_mechanism_arrive():
     (m, _) = mixers("mixer.order=4", "mixer.impl=direct")
     assert (m.order, m.impl, m.head_dim) == (4, "direct", 16)
     assert mixers("mixer=window", "mixer.window=7")[0].window == 7
+    (m, _) = mixers("mixer=gated_conv", "mixer.kernel=5", "mixer.expand=3", "mixer.dropout=0.25", "model.causal=true")
+    assert (m.conv.weight.shape, m.dropout.p, m.causal) == ((96, 1, 5), 0.25, True)
+    assert mixers("mixer=gated_conv", "model.dropout=0.5")[0].dropout.p == 0.5
     (m, _) = mixers(
         "mixer=taylor_poly", "mixer.order=4", "mixer.normalize_first=true", "mixer.root=value", "mixer.impl=linear"
     )
@@ -136,6 +141,13 @@ def test_layers_follow_their_pattern_with_the_heads_of_the_mixer():
     assert build.mixer_name(compose([*BASE, "mixer=softmax"])) == "softmax"
 
 
+def test_a_convolution_in_a_pattern_of_another_mixer_has_its_own_widths():
+    conv, taylor = mixers("model.layers=[gated_conv,taylor]", "mixer.heads=4", "model.dropout=0.5")
+    assert (type(conv), conv.conv.weight.shape, conv.dropout.p) == (GatedConv, (64, 1, 3), 0.5)
+    assert taylor.heads == 4
+    assert [type(m) for m in mixers("mixer=gated_conv", "model.layers=[gated_conv,none]")] == [GatedConv, NoMixer]
+
+
 def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():
     softmax, taylor = mixers("mixer=softmax", "model.layers=[softmax,taylor]", "mixer.heads=4")
     assert softmax.head_dim == taylor.head_dim == 8
@@ -179,6 +191,24 @@ def test_settings_are_those_of_the_config():
     assert build.build_fit(compose([*BASE, "model.layers=[taylor,none]"])).idle_parameters
 
 
+def test_the_layers_of_based():
+    """Taylor attention at 1, 6, 11, ..., a window after it, and convolutions everywhere else."""
+    made = built("model=based", "model.depth=25")
+    kinds = {1: TaylorAttention, 2: WindowAttention}
+    assert [type(b.mixer) for b in made.encoder.blocks] == [kinds.get(layer % 5, GatedConv) for layer in range(25)]
+    assert made.encoder.blocks[0].feed_forward.out.weight.shape == (32, 64)  # a hidden width of twice dim
+    assert all(block.conv is None for block in made.encoder.blocks)
+
+
+def test_the_parts_of_transnormer():
+    made = built("model=transnormer", "model.depth=2")
+    norms = [made.encoder.norm, *(n for b in made.encoder.blocks for n in (b.mixer_norm, b.feed_forward_norm))]
+    assert [type(norm) for norm in norms] == [SRMSNorm] * 5
+    assert made.encoder.embedding_scale and {b.feed_forward.kind for b in made.encoder.blocks} == {"sglu"}
+    model = built("model=vision", "model.norm=srms", "model.feed_forward=sglu").classifier.encoder
+    assert isinstance(model.norm, SRMSNorm) and model.blocks[0].feed_forward.kind == "sglu"
+
+
 ARCHITECTURES = {
     "plain": (),
     "learned": ("model.positions=learned", "model.pool=cls", "model.short_conv=3"),
@@ -186,6 +216,8 @@ ARCHITECTURES = {
     "split": ("mixer.local_heads=2", "mixer.kv_heads=1", "mixer.qk_norm=true", "model.feed_forward=swiglu"),
     "pattern": ("model.layers=[window,taylor]", "model.positions=sinusoidal"),
     "none": ("mixer=none",),
+    "based": ("model=based",),
+    "transnormer": ("model=transnormer", "model.conv_embedding=true"),
     "vision": ("model=vision", "model.positions=sinusoidal", "model.short_conv=3"),
     "vision, learned": ("model=vision", "model.positions=learned", "model.pool=attention", "mixer=softmax"),
 }

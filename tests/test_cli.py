@@ -79,7 +79,7 @@ WRONG = {
     "trian": "tsla: tsla has no command 'trian' (did you mean 'train'?); see tsla --help",
     "experiment=digits": "tsla has no command 'experiment=digits'",
     "--verbose": "tsla has no command '--verbose'",
-    "train mixer=tayler": "mixer ('tayler') must be one of none, softmax, taylor, taylor_poly, taylorshift, window",
+    "train mixer=tayler": "must be one of gated_conv, none, softmax, taylor, taylor_poly, taylorshift, window",
     "train model.dims=3 seed=-1": "seed (-1) must be at least 0",
     "train digits": "argument 'digits' must have the form key=value",
     "train run_dir=taken": "run_dir (taken) exists: give another, or go on with it by resume=taken",
@@ -247,6 +247,15 @@ def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, 
     )  # fmt: skip
     assert status == 0
     assert runs.result("run")["steps"] == 2 and runs.result("run")["mixer"] == mixer
+
+
+@pytest.mark.parametrize("model", group_choices("model"))
+def test_every_model_trains(model):
+    status = runs.train(
+        "experiment=digits", f"model={model}", "model.dim=16", "trainer.max_steps=2", "trainer.accelerator=cpu",
+        "run_dir=run",
+    )  # fmt: skip
+    assert status == 0 and runs.result("run")["steps"] == 2
 
 
 EDGES = {

@@ -1,30 +1,26 @@
 """No option is dead: each one, changed alone, changes what is built, or is refused with a reason.
 
-A new field of any config dataclass needs a line in `CASES`.
+A new field of any config dataclass needs a line in `CASES`; that of a new mixer gets one by itself.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
+import mixer_options
 import pytest
-import torch
 import train_runs as runs
+from mixer_options import Case, model
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
-from tsla.config.mixers import HeadsConfig
 from tsla.run import initial_model
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
-from tsla.training.redraw import Redraw
 from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
@@ -32,11 +28,8 @@ MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
-SHIFT = ("mixer=taylorshift",)
-POLY = ("mixer=taylor_poly",)
-PERFORMER = ("mixer=performer",)
 VISION = ("model=vision",)
-ONE_WAY = ("model.causal=true",)
+
 FILES = ("task=files", "task.path=own.jsonl")
 
 
@@ -53,17 +46,6 @@ def write_own_files() -> None:
 
 class Captured(Exception):
     """Training was about to start."""
-
-
-def model(config: Config) -> object:
-    """Shapes, outputs in training and the operations of a step."""
-    torch.manual_seed(0)
-    made = build.build_model(config.model, config.mixer, runs.spec(image=(8, 8))).train()
-    ids = torch.arange(1, 129).reshape(2, 64) % 17 + 1
-    with FlopCounterMode(display=False) as counter:
-        logits, _ = made.run(ids, torch.arange(64) < torch.tensor([[64], [40]]))
-        logits.square().sum().backward()
-    return [tuple(p.shape) for p in made.parameters()], logits.tolist(), counter.get_total_flops()
 
 
 def data(config: Config) -> object:
@@ -121,48 +103,10 @@ def outcome(config: Config) -> object:
     return sorted(path.name for path in Path().rglob("*"))
 
 
-def drawn(config: Config) -> object:
-    """Random features after each of a few optimiser steps."""
-    torch.manual_seed(0)
-    made, callback, seen = build.build_model(config.model, config.mixer, runs.spec()), Redraw(0), []
-    for step in range(1, 7):
-        callback.on_train_batch_end(SimpleNamespace(global_step=step), made, None, None, 0)
-        seen.append([b.double().sum().item() for b in made.buffers()])
-    return seen
-
-
 def folder(config: Config) -> object:
     """Where a run goes."""
     assert cli._new_run(config, resume=False) == 0
     return [path.parent.name if "runs" in str(path) else str(path) for path in Path().rglob("config.yaml")]
-
-
-class Case(NamedTuple):
-    """`arguments` beside SMALL, then the option takes each of `values` in turn; all that is seen differs."""
-
-    see: Callable[[Config], object]
-    values: tuple[str, ...]
-    arguments: tuple[str, ...] = ()
-    error: str | None = None  # the last value raises it
-
-
-def heads(*arguments: str) -> dict[str, Case]:
-    """The options that all mixers with heads share."""
-    local = (*arguments, "mixer.local_heads=1")
-    return {
-        "heads": Case(model, ("2", "4"), arguments),
-        "head_dim": Case(model, ("null", "4", "16"), arguments),
-        "value_dim": Case(model, ("null", "4", "5"), arguments),
-        "kv_heads": Case(model, ("null", "1"), arguments),
-        "gate": Case(model, ("false", "true"), arguments),
-        "qk_norm": Case(model, ("false", "true"), arguments),
-        "bias": Case(model, ("false", "true"), arguments),
-        "dropout": Case(model, ("0.1", "0.5", "null"), arguments),
-        "output_projection": Case(model, ("true", "false"), arguments),
-        "token_shift": Case(model, ("false", "true"), arguments),
-        "local_heads": Case(model, ("0", "1"), arguments),
-        "local_window": Case(model, ("2", "3"), local),
-    }
 
 
 CASES: dict[str, dict[str, Case]] = {
@@ -224,68 +168,8 @@ CASES: dict[str, dict[str, Case]] = {
         "packing": Case(data, ("false", "true")),
         "seed": Case(data, ("0", "1")),
     },
-    "NoneConfig": {"name": Case(model, ("none", "taylor"))},
-    "TaylorConfig": {
-        "name": Case(model, ("taylor", "softmax")),
-        **heads("mixer=taylor"),
-        "order": Case(model, ("0", "2", "4", "3"), (), "mixer.order (3) must be even"),
-        "center": Case(model, ("zero", "mean")),
-        "decay": Case(model, ("none", "fixed", "selective")),
-        "impl": Case(model, ("direct", "linear")),
-        "crossover": Case(model, ("0", "100")),
-    },
-    "TaylorShiftConfig": {
-        "name": Case(model, ("taylorshift", "taylor")),
-        **heads("mixer=taylorshift"),
-        "a": Case(model, ("0.5", "0.7", "0.1"), SHIFT, "mixer.c (1.0) must be at least b^2 / (4 a) (2.5)"),
-        "b": Case(model, ("1", "0.5", "0"), SHIFT),
-        "c": Case(model, ("1", "2"), SHIFT),
-        "normalize": Case(model, ("true", "false"), SHIFT),
-        "scale_output": Case(model, ("true", "false"), SHIFT),
-        "impl": Case(model, ("direct", "linear"), SHIFT),
-        "crossover": Case(model, ("0", "100"), SHIFT),
-    },
-    "TaylorPolyConfig": {
-        "name": Case(model, ("taylor_poly", "taylor")),
-        **heads("mixer=taylor_poly"),
-        "order": Case(model, ("0", "2", "4", "3"), POLY, "mixer.order (3) must be even"),
-        "normalize_first": Case(model, ("false", "true"), POLY),
-        "root": Case(model, ("none", "value", "sigmoid"), POLY),
-        "impl": Case(model, ("direct", "linear"), POLY),
-        "crossover": Case(model, ("0", "100"), POLY),
-    },
-    "SoftmaxConfig": {"name": Case(model, ("softmax", "taylor")), **heads("mixer=softmax")},
-    "WindowConfig": {
-        "name": Case(model, ("window", "none")),
-        **heads("mixer=window"),
-        "window": Case(model, ("0", "1", "2"), ("mixer=window",)),
-    },
-    "LinearConfig": {
-        "name": Case(model, ("linear", "none")),
-        **heads("mixer=linear"),
-        "map": Case(model, ("elu", "relu", "cosine", "rebased", "taylor", "t2r"), ("mixer=linear", "mixer.bias=true")),
-        "horizon": Case(model, ("null", "70"), ("mixer=linear", "mixer.map=cosine")),
-    },
-    "PerformerConfig": {
-        "name": Case(model, ("performer", "none")),
-        **heads(*PERFORMER),
-        "features": Case(model, ("null", "4", "3"), PERFORMER, "mixer.features (3) must be even: they come in pairs"),
-        "kind": Case(model, ("hyperbolic", "positive", "relu"), PERFORMER),
-        "scaling": Case(model, ("random", "fixed"), PERFORMER),
-        "redraw_every": Case(drawn, ("1", "3", "null"), PERFORMER),
-    },
-    **{
-        cls: {
-            "name": Case(model, (name, "none"), more),
-            **heads(f"mixer={name}", *more),
-            "features": Case(model, ("null", "4", "3"), (f"mixer={name}", *more), "mixer.features (3) must be even"),
-            "kind": Case(model, ("gaussian", "arccos"), (f"mixer={name}", *more)),
-            "redraw_every": Case(drawn, ("1", "3", "null"), (f"mixer={name}", *more)),
-        }
-        for cls, name, more in (("RFAConfig", "rfa", ()), ("RFAGateConfig", "rfa_gate", ONE_WAY))
-    },
     "EncoderConfig": {
-        "name": Case(model, ("encoder", "vision")),
+        "name": Case(model, ("encoder", "vision", "based", "transnormer")),
         "dim": Case(model, ("16", "32")),
         "depth": Case(model, ("1", "2")),
         "causal": Case(model, ("false", "true")),
@@ -293,7 +177,9 @@ CASES: dict[str, dict[str, Case]] = {
         "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]")),
         "short_conv": Case(model, ("0", "1", "4")),
         "conv_embedding": Case(model, ("false", "true")),
-        "feed_forward": Case(model, ("gelu", "swiglu")),
+        "embedding_scale": Case(model, ("false", "true")),
+        "norm": Case(model, ("layer", "srms", "rms"), (), "model.norm ('rms') must be one of layer, srms"),
+        "feed_forward": Case(model, ("gelu", "swiglu", "sglu")),
         "feed_forward_mult": Case(model, ("2", "4")),
         "pool": Case(model, ("mean", "cls", "attention")),
         "dropout": Case(model, ("0", "0.5")),
@@ -308,7 +194,8 @@ CASES: dict[str, dict[str, Case]] = {
         "positions": Case(model, ("none", "learned", "sinusoidal", "rotary"), VISION),
         "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]"), VISION),
         "short_conv": Case(model, ("0", "1", "3"), VISION),
-        "feed_forward": Case(model, ("gelu", "swiglu"), VISION),
+        "norm": Case(model, ("layer", "srms", "rms"), VISION, "model.norm ('rms') must be one of layer, srms"),
+        "feed_forward": Case(model, ("gelu", "swiglu", "sglu"), VISION),
         "feed_forward_mult": Case(model, ("2", "4"), VISION),
         "pool": Case(model, ("mean", "attention", "cls"), VISION, "model.pool ('cls') must be one of mean, attention"),
         "dropout": Case(model, ("0", "0.5"), VISION),
@@ -351,25 +238,7 @@ CASES: dict[str, dict[str, Case]] = {
 }  # fmt: skip
 
 
-def derived(name: str, cls: type) -> dict[str, Case]:
-    """Cases of a mixer that has no line above, from what its dataclass says of its options."""
-    one_way = ONE_WAY if cls.directions == {"causal"} else ()
-    chosen, own = (f"mixer={name}", *one_way), {}
-    shared = heads(*chosen) if issubclass(cls, HeadsConfig) else {}
-    for f in fields(cls):
-        rule, default = f.metadata, f.default
-        if rule["choices"]:
-            values = tuple(rule["choices"])
-        elif isinstance(default, bool):
-            values = ("true", "false")
-        else:
-            start = default if default is not None else 2 + (rule["low"] or rule["above"] or 0)
-            values = (str(start), str(start + 2 if isinstance(start, int) else start * 1.25))
-        own[f.name] = Case(model, values, chosen)
-    return own | shared | {"name": Case(model, (name, "none"), one_way)}
-
-
-CASES |= {cls.__name__: derived(name, cls) for name, cls in members("mixer").items() if cls.__name__ not in CASES}
+CASES |= mixer_options.MIXERS
 CLASSES = {cls.__name__: (cls, f"{group}.") for group in GROUPS for cls in members(group).values()}
 LEAVES = [(name, leaf) for name, cases in CASES.items() for leaf in cases]
 

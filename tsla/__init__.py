@@ -14,22 +14,23 @@ _HOMES = {
         "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "ChannelFirst", "FeatureAttention", "FeatureMap", "HeadSplit", "HedgehogAttention", "LightningAttention",
-        "LinearAttention", "Mixed", "Mixer", "PerformerAttention", "RFAAttention", "RFAGateAttention",
-        "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift",
-        "TransNormerAttention", "WindowAttention",
+        "ChannelFirst", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit", "HedgehogAttention",
+        "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention", "RFAAttention",
+        "RFAGateAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention",
+        "TokenShift", "TransNormerAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
-    "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "HeadSplit", "HedgehogAttention",
-    "KernelState", "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention", "RFAAttention",
-    "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
-    "TaylorShiftAttention", "TokenClassifier", "TokenShift", "TransNormerAttention", "VisionTransformer",
-    "WindowAttention", "__version__", "account", "linear_attention", "load_model", "taylor_attention",
-    "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
+    "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit",
+    "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention",
+    "RFAAttention", "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention", "TaylorAttention",
+    "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift", "TransNormerAttention",
+    "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
+    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
+    "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         ChannelFirst,
         FeatureAttention,
         FeatureMap,
+        GatedConv,
         HeadSplit,
         HedgehogAttention,
         LightningAttention,

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple, assert_never
 
 from tsla.config.mixers import (
+    GatedConvConfig,
     HeadsConfig,
     HedgehogConfig,
     LightningConfig,
@@ -23,6 +24,7 @@ from tsla.config.mixers import (
 )
 from tsla.config.schema import ModelConfig, members
 from tsla.mixers import (
+    GatedConv,
     HeadSplit,
     HedgehogAttention,
     LightningAttention,
@@ -72,8 +74,8 @@ def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
 
 def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
     """The module of a mechanism: one case each, whose own options go by the names the module gives them."""
-    if isinstance(config, NoneConfig):
-        return NoMixer(model.dim, causal=model.causal)
+    if not isinstance(config, HeadsConfig):
+        return _without_heads(config, model)
     heads, own = _head_options(config, model), _own_options(config)
     match config:
         case TaylorConfig():
@@ -101,6 +103,19 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return TransNormerAttention(model.dim, **own, layer=place.layer, depth=place.depth, **heads)
         case LightningConfig():
             return LightningAttention(model.dim, **own, layer=place.layer, depth=place.depth, **heads)
+        case _:
+            assert_never(config)
+
+
+def _without_heads(config: NoneConfig | GatedConvConfig, model: ModelConfig) -> Mixer:
+    match config:
+        case NoneConfig():
+            return NoMixer(model.dim, causal=model.causal)
+        case GatedConvConfig():
+            dropout = model.dropout if config.dropout is None else config.dropout
+            return GatedConv(
+                model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout
+            )
         case _:
             assert_never(config)
 

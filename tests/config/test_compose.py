@@ -27,6 +27,7 @@ def content(path: Path | str) -> dict[str, dict[str, object]]:
     return yaml.safe_load((config_root() / path).read_text())
 
 
+PRESETS = ("based", "transnormer")  # encoders of which a file sets some options
 NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",)}
 
 
@@ -36,6 +37,8 @@ def test_a_choice_sets_what_its_file_says(path):
     chosen = asdict(getattr(compose([f"{group}={path.stem}", "experiment=digits", *NEEDS.get(path.stem, ())]), group))
     expected = content(path) | content("experiment/digits.yaml").get(group, {})  # the experiment goes before a group
     if group == "model":
+        expected |= content(path)  # but not before a model
+    if group == "model" and path.stem not in PRESETS:
         expected |= content(f"recipe/digits_{path.stem}.yaml")["model"]
     assert expected.items() <= chosen.items()
     assert path.stem == chosen["name"]
@@ -89,6 +92,23 @@ def test_an_experiment_may_set_options_of_one_model_only():
     assert problem.startswith("recipe is not an option")
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
+    """Only what is typed goes before them."""
+    arguments = [f"experiment={name}", *NEEDS.get(name, ())]
+    plain = asdict(compose(arguments).model)
+    for preset in PRESETS:
+        own, made = content(f"model/{preset}.yaml"), asdict(compose([*arguments, f"model={preset}"]).model)
+        assert own.items() <= made.items()
+        of_model = content(f"recipe/{name}_encoder.yaml").get("model", {}) if name == "digits" else {}
+        for key in plain.keys() - own.keys() - of_model.keys():
+            assert made[key] == plain[key], key
+    based = compose([*arguments, "model=based", "model.depth=10", "model.positions=learned"]).model
+    assert (based.depth, based.positions, len(based.layers)) == (10, "learned", 5)
+    (problem,) = problems(*arguments, "model=based", "mixer=softmax")
+    assert "leaves out mixer=softmax: choose one of gated_conv, taylor, window as mixer" in problem
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "digits"])
 def test_a_vision_model_without_images_is_one_clear_problem(experiment):
     (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
@@ -138,7 +158,7 @@ WRONG = {
     "model.dim=range(1,3)": "an option can be set to one value, not removed or swept",
     "model..dim=3": UNREADABLE,
     "model.dim=[": UNREADABLE,
-    "mixer=tayler": "mixer ('tayler') must be one of none, softmax, taylor, taylor_poly, taylorshift, window (did",
+    "mixer=tayler": "must be one of gated_conv, none, softmax, taylor, taylor_poly, taylorshift, window (did you",
     "experiment=digit": "(did you mean 'digits'?)",
     "experiment={a:1}": "experiment ({'a': 1}) must be one of",
     "mixer=[taylor]": "mixer (['taylor']) must be one of",
@@ -214,6 +234,7 @@ COMBINATIONS = {
     "mixer=none model.layers=[window]": "model.layers (window) leaves out mixer=none: choose one of window as mixer",
     "mixer.order=4 model.layers=[window,softmax]": "leaves out mixer=taylor: choose one of window, softmax as mixer",
     "mixer=none model.layers=[none,window]": "model.layers=['none', 'window'] needs the heads of a mixer",
+    "mixer=gated_conv model.layers=[gated_conv,window]": "needs the heads of a mixer: choose one of window as",
     "experiment=digits model=vision model.patch_size=3": "(3) must divide the images of task=digits, 8 x 8 pixels",
     "experiment=digits model=vision mixer=none model.dim=18": "model.dim (18) must be a multiple of 4 for sinusoidal",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
@@ -235,6 +256,8 @@ EDGES = (
     "model.depth=2 model.layers=[window,taylor]",
     "model.depth=2 model.layers=[none,taylor]",
     "mixer=none model.depth=2 model.layers=[none,none]",
+    "mixer=none model.depth=2 model.layers=[none,gated_conv]",
+    "mixer=gated_conv model.depth=2 model.layers=[none,gated_conv]",
     "experiment=digits model=vision model.patch_size=8 model.dim=24",
     "experiment=digits model=vision mixer=none model.dim=18 model.positions=learned",
     "trainer.max_steps=null trainer.max_minutes=1",

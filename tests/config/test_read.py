@@ -47,6 +47,7 @@ COMMANDS = [
     [], ["experiment=digits"], ["experiment=digits", "mixer=softmax", "seed=3"], ["task=digits"],
     ["experiment=listops", "mixer=window", "mixer.window=3", "model.layers=[window,taylor]", "optim.lr=1e-4"],
     ["experiment=mqar", "task.train=[64/4/10,64/2/10]", "task.filler=false", "mixer.head_dim=null"],
+    ["model=based", "model.depth=10"], ["experiment=digits", "model=transnormer", "model.norm=layer"],
     ["logger=wandb", "logger.project='null'", "init_from='1e5'"], ["experiment=digits", "init_from=''"],
     ["experiment=files", "task.path='a b, (c)/läuft'", "task.label=['b c']", "init_from='x y'"],
 ]  # fmt: skip

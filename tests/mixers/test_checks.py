@@ -6,7 +6,16 @@ import pytest
 import torch
 from mechanisms import CAUSAL, CROSS, DIM, NAMES, build, directions
 
-from tsla.mixers import HeadMixer, HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers import (
+    GatedConv,
+    HeadMixer,
+    HeadSplit,
+    Mixer,
+    NoMixer,
+    SoftmaxAttention,
+    TaylorAttention,
+    WindowAttention,
+)
 from tsla.mixers.base import MODES
 
 EVERYONE = pytest.mark.parametrize("name", NAMES)
@@ -62,6 +71,9 @@ def test_arguments_of_one_mechanism():
         TaylorAttention(DIM, impl="fast")
     with refused("window (-1) must not be negative"):
         WindowAttention(DIM, window=-1)
+    for name in ("dim", "kernel", "expand"):
+        with refused(f"{name} (0) must be at least 1"):
+            GatedConv(**{"dim": DIM, name: 0})
 
 
 @BOTH_WAYS

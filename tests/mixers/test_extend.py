@@ -123,6 +123,7 @@ def test_state_bytes(name, kind, dtype):
 
 def test_state_bytes_of_known_sizes():
     assert build("none").state_bytes(99) == 0
+    assert build("conv", dtype=torch.float32).state_bytes(99) == 4 * 2 * 2 * DIM
     assert build("taylor", "one key head", dtype=torch.float32).state_bytes(99) == 4 * 153 * 5
     assert build("softmax", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * 99 * 8
     assert build("window", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * WINDOW * 8

@@ -104,8 +104,8 @@ def test_tokens_meet_in_both_directions(name):
     before = mixer(x)
     x[:, 3] += 5
     seen = (mixer(x) != before).any(-1).any(0)
-    reach = {"none": 0, "window 0": 1, "window": 8}.get(name, 11)
-    assert seen.sum() == reach and (reach < 2 or seen[0])
+    reach = {"none": 0, "window 0": 1, "conv": 3, "conv, wide": 6, "window": 8}.get(name, 11)
+    assert seen.sum() == reach and (reach < 2 or seen[2])
 
 
 @BOTH_WAYS

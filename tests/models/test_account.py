@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tsla.mixers import (
+    GatedConv,
     HeadSplit,
     NoMixer,
     SoftmaxAttention,
@@ -36,6 +37,18 @@ def test_operations_without_a_mixer(length):
     costs = account(model(lambda _: NoMixer(DIM)), length)
     assert costs.flops_per_token == pytest.approx(FEED_FORWARD + HEAD / length)
     assert costs.state_bytes == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 100])
+def test_operations_of_a_convolution_do_not_depend_on_the_length(length, causal):
+    costs = account(model(lambda _: GatedConv(DIM, kernel=5, expand=3, causal=causal), causal=causal), length)
+    inner = 3 * DIM
+    convolution = DEPTH * 2 * (DIM * 2 * inner + 5 * inner + inner * DIM)
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + convolution + HEAD / length)
+    assert costs.state_bytes == DEPTH * 4 * 4 * inner
+    block = 2 * 2 * DIM + (3 * DIM * inner + 6 * inner) + 2 * DIM * HIDDEN + HIDDEN + DIM
+    assert costs.parameters == 11 * DIM + DEPTH * block + 2 * DIM + CLASSES * DIM + CLASSES
 
 
 @pytest.mark.parametrize("length", [1, 16, 100])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from tsla.mixers import NoMixer, TaylorAttention
-from tsla.models import Block, FeedForward, ShortConv
+from tsla.models import Block, FeedForward, ShortConv, SRMSNorm
 from tsla.models.block import add
 
 DIM = 12
@@ -23,11 +23,15 @@ def test_feed_forwards_by_formula():
     gated = FeedForward(DIM, kind="swiglu")
     value, gate = gated.into(x)[..., :32], gated.into(x)[..., 32:]
     torch.testing.assert_close(gated(x), gated.out(value * silu(gate)))
+    product = FeedForward(DIM, kind="sglu")
+    value, gate = product.into(x)[..., :32], product.into(x)[..., 32:]
+    torch.testing.assert_close(product(x), product.out(value * gate))
 
 
+@pytest.mark.parametrize("kind", ["swiglu", "sglu"])
 @pytest.mark.parametrize("mult", [1.0, 4.0, 2.5])
-def test_both_feed_forwards_have_the_same_number_of_weights(mult):
-    plain, gated = FeedForward(DIM, mult=mult), FeedForward(DIM, kind="swiglu", mult=mult)
+def test_all_feed_forwards_have_the_same_number_of_weights(kind, mult):
+    plain, gated = FeedForward(DIM, mult=mult), FeedForward(DIM, kind=kind, mult=mult)
     assert weights(plain) == 2 * DIM * int(DIM * mult)
     assert weights(gated) == 3 * DIM * int(DIM * mult * 2 / 3)
     assert weights(gated) == weights(plain)
@@ -58,6 +62,21 @@ def test_the_block_by_its_formula():
     out, side, aux = block(x, mask)
     torch.testing.assert_close(out, half + block.feed_forward(block.feed_forward_norm(half)))
     assert side is None and aux is None
+
+
+def test_a_block_without_parameters_in_its_norms():
+    block = Block(TaylorAttention(DIM, heads=2), norm="srms", feed_forward="sglu").eval()
+    x = 3 * torch.randn(2, 7, DIM)
+
+    def normed(x: Tensor) -> Tensor:
+        return x / (x.square().sum(-1, keepdim=True) / DIM + 1e-6).sqrt()
+
+    half = x + block.mixer(normed(x))
+    torch.testing.assert_close(block(x)[0], half + block.feed_forward(normed(half)))
+    norms = (block.mixer_norm, block.feed_forward_norm)
+    assert all(isinstance(norm, SRMSNorm) and not list(norm.parameters()) for norm in norms)
+    with pytest.raises(ValueError, match=r"^norm \('rms'\) must be one of layer, srms$"):
+        Block(NoMixer(DIM), norm="rms")
 
 
 def test_without_a_mixer_tokens_stay_apart():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsla.mixers import HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
+from tsla.mixers import GatedConv, HeadSplit, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.models import Encoder, SequenceClassifier
 
 DIM, LENGTH, REAL = 8, 9, 6
@@ -26,6 +26,7 @@ MIXERS = {
     "linear": lambda causal, rotary: TaylorAttention(DIM, **HEADS, causal=causal, rotary=rotary, impl="linear"),
     "softmax": lambda causal, rotary: SoftmaxAttention(DIM, **HEADS, causal=causal, rotary=rotary),
     "window": lambda causal, rotary: WindowAttention(DIM, window=2, **HEADS, causal=causal, rotary=rotary),
+    "conv": lambda causal, rotary: GatedConv(DIM, causal=causal),
     "split": split,
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tsla.mixers import Mixed, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
-from tsla.models import Encoder, SequenceClassifier
+from tsla.models import Encoder, SequenceClassifier, SRMSNorm, VisionTransformer
 from tsla.models.embedding import ConvEmbedding
 from tsla.models.encoder import Positions, sinusoids
 
@@ -185,6 +185,36 @@ def test_an_encoder_embeds_by_convolutions(values, positions):
         Encoder(vocab_size=11, dim=DIM, depth=1, conv_embedding=True, grid=(2, 3))
 
 
+@pytest.mark.parametrize("options", [{"vocab_size": 11}, {"input_dim": 5}, {"vocab_size": 11, "conv_embedding": True}])
+def test_embeddings_are_scaled_before_positions_are_added(options):
+    encoder = Encoder(**options, dim=DIM, depth=1, heads=2, embedding_scale=True, positions="learned", max_length=6)
+    x = torch.randn(2, 6, 5) if "input_dim" in options else torch.randint(11, (2, 6))
+    plain = encoder.embedding(x)
+    plain = plain if encoder.convolutions is None else encoder.convolutions(plain)
+    torch.testing.assert_close(encoder.embed(x), plain * DIM**0.5 + encoder.positions.table.weight)
+
+
+def test_scaled_embeddings_of_tokens_have_numbers_of_standard_deviation_one():
+    encoder = Encoder(vocab_size=500, dim=64, depth=1, embedding_scale=True)
+    assert abs(encoder.embed(torch.arange(500)[None]).std() - 1) < 0.03
+
+
+def test_all_norms_are_of_the_kind_asked_for():
+    """Also the last one, and in a vision transformer; the default is LayerNorm."""
+    vision = {"image_size": (4, 4), "patch_size": 2, "num_classes": 3, "dim": DIM, "depth": 2, "heads": 2}
+    for options, kind, count in (({}, nn.LayerNorm, 0), ({"norm": "srms"}, SRMSNorm, 5)):
+        for made in (
+            Encoder(vocab_size=11, dim=DIM, depth=2, heads=2, **options),
+            VisionTransformer(**vision, **options),
+        ):
+            found = [m for m in made.modules() if isinstance(m, nn.LayerNorm | SRMSNorm)]
+            assert [type(m) for m in found] == [kind] * 5
+            assert sum(not list(m.parameters()) for m in found) == count
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=1, heads=2, norm="srms")
+    out = encoder(torch.randint(11, (2, 5)))
+    torch.testing.assert_close(out.square().mean(-1), torch.ones(2, 5), rtol=1e-3, atol=0)
+
+
 def test_sinusoids_by_the_formula():
     table = sinusoids(torch.arange(6), 8)
     for at in range(6):
@@ -237,7 +267,8 @@ def test_more_tokens_than_learned_positions_are_refused():
         ({"dim": 9, "positions": "sinusoidal"}, "sinusoidal positions need an even dim, got 9"),
         ({"dim": 9}, "heads (8) must divide dim (9)"),
         ({"short_conv": -1}, "short_conv (-1) must not be negative"),
-        ({"feed_forward": "relu"}, "feed_forward ('relu') must be one of gelu, swiglu"),
+        ({"norm": "rms"}, "norm ('rms') must be one of layer, srms"),
+        ({"feed_forward": "relu"}, "feed_forward ('relu') must be one of gelu, swiglu, sglu"),
         ({"feed_forward_mult": 0.1}, "feed_forward_mult (0.1) leaves no hidden width at dim 8"),
     ],
 )

@@ -10,7 +10,12 @@ from tsla.models import Encoder, SequenceClassifier, TokenClassifier
 DIM, LENGTHS = 8, (3, 7, 1, 20, 2, 5, 17)
 BOUNDS = torch.tensor([0, *LENGTHS]).cumsum(0)
 MASK = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
-OPTIONS = ({}, {"short_conv": 4}, {"conv_embedding": True, "gradient_checkpointing": True})
+OPTIONS = (
+    {},
+    {"short_conv": 4},
+    {"conv_embedding": True, "gradient_checkpointing": True},
+    {"embedding_scale": True, "norm": "srms", "feed_forward": "sglu"},
+)
 
 
 def encoder(**options):
@@ -37,9 +42,7 @@ def rows():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal", "rotary"])
-@pytest.mark.parametrize(
-    "options", [{}, {"short_conv": 4}, {"conv_embedding": True, "gradient_checkpointing": True}], ids=str
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_a_classifier(pool, options, positions, causal):
     model = SequenceClassifier(

@@ -139,6 +139,22 @@ class WindowConfig(HeadsConfig):
 
 
 @dataclass
+class GatedConvConfig:
+    """A gated convolution over a few tokens, the local layer of Based."""
+
+    directions = DIRECTIONS
+
+    name: str = option("gated_conv", "the mechanism", choices=("gated_conv",))
+    kernel: int = option(3, "tokens seen: up to the token if causal, else around it", low=1)
+    expand: int = option(2, "width of the convolution over dim", low=1)
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """What its options, and the width of the model, do not let together."""
+        return iter(())
+
+
+@dataclass
 class LinearConfig(HeadsConfig):
     """Linear attention: weights phi(q).phi(k) by a feature map to choose."""
 
@@ -238,6 +254,7 @@ MixerConfig = (
     | TaylorPolyConfig
     | SoftmaxConfig
     | WindowConfig
+    | GatedConvConfig
     | LinearConfig
     | PerformerConfig
     | RFAConfig

@@ -13,7 +13,10 @@ from tsla.config.options import option, union_members
 
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
+ENCODERS = ("encoder", "based", "transnormer")
 IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
+NORMS = ("layer", "srms")
+FEED_FORWARDS = ("gelu", "swiglu", "sglu")
 FREEZABLE = ("mixer.crossover",)
 
 
@@ -90,7 +93,7 @@ class FilesConfig(TaskOptions):
 class EncoderConfig:
     """A pre-norm encoder with a classification head."""
 
-    name: str = option("encoder", "the model", choices=("encoder",))
+    name: str = option("encoder", "plain, or with the options of a preset; see configs/model", choices=ENCODERS)
     dim: int = option(128, "model width", low=1)
     depth: int = option(2, "number of blocks", low=1)
     causal: bool = option(False, "tokens see earlier ones only")
@@ -98,7 +101,9 @@ class EncoderConfig:
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
     conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
-    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    embedding_scale: bool = option(False, "multiply embeddings by sqrt(dim), before positions are added")
+    norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
+    feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
     pool: str = option("mean", "from tokens to one vector, if a task wants one", choices=("mean", "cls", "attention"))
     dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)
@@ -118,7 +123,8 @@ class VisionConfig:
                             choices=("none", "learned", "sinusoidal", "rotary"))  # fmt: skip
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "side of a convolution over neighbouring patches before each mixer; 0 = none", low=0)
-    feed_forward: str = option("gelu", "kind of feed-forward", choices=("gelu", "swiglu"))
+    norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
+    feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
     pool: str = option("mean", "from patches to one vector", choices=("mean", "attention"))
     dropout: float = option(0.0, "on embedding, mixers, feed-forward and head", low=0, high=1)

@@ -131,7 +131,8 @@ def _model(config: Config) -> Iterator[str]:
             yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
     if len(model.layers) > model.depth:
         yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
-    others = [name for name in model.layers if name not in ("none", config.mixer.name)]
+    known = members("mixer")
+    others = [name for name in model.layers if name != config.mixer.name and issubclass(known[name], HeadsConfig)]
     if model.layers and config.mixer.name not in model.layers:  # whose options would change nothing
         yield (f"model.layers ({', '.join(model.layers)}) leaves out mixer={config.mixer.name}: "
                f"choose one of {', '.join(dict.fromkeys(model.layers))} as mixer")  # fmt: skip

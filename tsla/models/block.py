@@ -5,24 +5,28 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, silu
 
 from tsla.mixers import Mixer
+from tsla.models.norm import make_norm
+from tsla.ops.checks import check_choice
 from tsla.ops.packing import each_sequence
 
-FEED_FORWARDS = ("gelu", "swiglu")
+FEED_FORWARDS = ("gelu", "swiglu", "sglu")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU, or three with SwiGLU (arXiv 2002.05202) at the same number of parameters.
+    """Two linear layers with GELU, or at the same number of parameters three whose first two are multiplied.
+
+    SwiGLU (arXiv 2002.05202) is (x W_v * silu(x W_u)) W_o; SGLU (TransNormerLLM, arXiv 2307.14995) has no activation,
+    (x W_v * x W_u) W_o.
 
     Args:
         dim: model width.
-        kind: ``"gelu"`` or ``"swiglu"``.
+        kind: ``"gelu"``, ``"swiglu"`` or ``"sglu"``.
         mult: hidden width over dim, as GELU counts it.
     """
 
     def __init__(self, dim: int, *, kind: str = "gelu", mult: float = 4.0) -> None:
         super().__init__()
-        if kind not in FEED_FORWARDS:
-            raise ValueError(f"feed_forward ({kind!r}) must be one of {', '.join(FEED_FORWARDS)}")
+        check_choice("feed_forward", kind, FEED_FORWARDS)
         hidden = int(dim * mult) if kind == "gelu" else int(dim * mult * 2 / 3)
         if hidden < 1:
             raise ValueError(f"feed_forward_mult ({mult}) leaves no hidden width at dim {dim}")
@@ -35,7 +39,7 @@ class FeedForward(nn.Module):
         if self.kind == "gelu":
             return self.out(gelu(hidden))
         value, gate = hidden.chunk(2, dim=-1)
-        return self.out(value * silu(gate))
+        return self.out(value * (silu(gate) if self.kind == "swiglu" else gate))
 
 
 class ShortConv(nn.Module):
@@ -88,6 +92,7 @@ class Block(nn.Module):
 
     Args:
         mixer: the token mixer; its `dim` and `causal` are the block's.
+        norm: ``"layer"`` or ``"srms"``, see `SRMSNorm`.
         feed_forward, feed_forward_mult: see `FeedForward`.
         short_conv: kernel of a `ShortConv` before the mixer, or of a `GridConv` where there is a grid; 0 = none.
         grid: height and width, if the tokens are the cells of a grid.
@@ -98,6 +103,7 @@ class Block(nn.Module):
         self,
         mixer: Mixer,
         *,
+        norm: str = "layer",
         feed_forward: str = "gelu",
         feed_forward_mult: float = 4.0,
         short_conv: int = 0,
@@ -108,14 +114,14 @@ class Block(nn.Module):
         if short_conv < 0:
             raise ValueError(f"short_conv ({short_conv}) must not be negative")
         dim = mixer.dim
-        self.mixer_norm = nn.LayerNorm(dim)
+        self.mixer_norm = make_norm(norm, dim)
         self.conv: ShortConv | GridConv | None = None
         if short_conv and grid is None:
             self.conv = ShortConv(dim, kernel=short_conv, causal=mixer.causal)
         elif short_conv and grid is not None:
             self.conv = GridConv(dim, kernel=short_conv, grid=grid, causal=mixer.causal)
         self.mixer = mixer
-        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = make_norm(norm, dim)
         self.feed_forward = FeedForward(dim, kind=feed_forward, mult=feed_forward_mult)
         self.dropout = nn.Dropout(dropout)
 

@@ -10,6 +10,7 @@ from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
 from tsla.models.embedding import ConvEmbedding, token_table
+from tsla.models.norm import make_norm
 from tsla.ops.checks import check_mask
 from tsla.ops.packing import check_cu_seqlens, each_sequence
 
@@ -32,8 +33,10 @@ class Encoder(nn.Module):
         grid: height and width, if the tokens are the cells of a grid, row by row, all of them. Short convolutions are
             then squares, sinusoidal positions tell the row and the column, and positions are those of the cells,
             masked or not; rotary ones still count real tokens, row by row.
-        feed_forward, feed_forward_mult, short_conv: as in `Block`.
+        norm, feed_forward, feed_forward_mult, short_conv: as in `Block`; the last norm is of the same kind.
         conv_embedding: make the embedding of a token from those around it too, see `ConvEmbedding`.
+        embedding_scale: multiply embeddings by sqrt(dim), before positions are added. Those of tokens are drawn with a
+            standard deviation of dim^-0.5, so that the numbers of a scaled vector have one of 1.
         dropout: on the embedding and on what each block adds.
         gradient_checkpointing: keep only the blocks' inputs for the backward pass and run the blocks again there.
 
@@ -45,8 +48,9 @@ class Encoder(nn.Module):
         self, *, vocab_size: int | None = None, input_dim: int | None = None, dim: int, depth: int,
         heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
         positions: str = "none", max_length: int | None = None, grid: tuple[int, int] | None = None,
-        feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0, conv_embedding: bool = False,
-        dropout: float = 0.0, gradient_checkpointing: bool = False,
+        norm: str = "layer", feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0,
+        conv_embedding: bool = False, embedding_scale: bool = False, dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if (vocab_size is None) == (input_dim is None):
@@ -73,14 +77,15 @@ class Encoder(nn.Module):
             raise ValueError(f"conv_embedding looks along a line of tokens, and these are a grid {grid}")
         self.convolutions = ConvEmbedding(dim, causal=causal) if conv_embedding else None
         width = dim // 4 if conv_embedding else dim
+        self.embedding_scale = embedding_scale
         self.embedding = nn.Linear(input_dim, width) if input_dim is not None else token_table(vocab_size or 0, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(m, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv, grid=grid,
-                  dropout=dropout)
+            Block(m, norm=norm, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
+                  grid=grid, dropout=dropout)
             for m in mixers
         )  # fmt: skip
-        self.norm = nn.LayerNorm(dim)
+        self.norm = make_norm(norm, dim)
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         """Inputs with their positions, ``(b, n, dim)``.
@@ -93,11 +98,16 @@ class Encoder(nn.Module):
             check_cu_seqlens(cu_seqlens, tokens, tokens.shape[1])
         if self.grid is not None and tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"input must have the {self.grid[0]} x {self.grid[1]} cells, got {tokens.shape[1]} tokens")
+
+        def placed(part: nn.Module, x: Tensor) -> Tensor:
+            return part(x, mask) if cu_seqlens is None else each_sequence(part, x, cu_seqlens, mask)
+
         x = self.embedding(tokens)
-        for placed in (self.convolutions, self.positions):
-            if placed is not None:
-                x = placed(x, mask) if cu_seqlens is None else each_sequence(placed, x, cu_seqlens, mask)
-        return self.dropout(x)
+        if self.convolutions is not None:
+            x = placed(self.convolutions, x)
+        if self.embedding_scale:
+            x = x * self.dim**0.5
+        return self.dropout(placed(self.positions, x))
 
     def encode(
         self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None

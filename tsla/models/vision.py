@@ -24,8 +24,8 @@ class VisionTransformer(nn.Module):
         channels: numbers of a pixel.
         levels: if given, pixels may also come as ids of grey levels, 1 the darkest; they are spread over -1 to 1.
         num_classes: width of the logits.
-        dim, depth, heads, mixer, causal, feed_forward, feed_forward_mult, dropout, gradient_checkpointing: of the
-            `Encoder`; a causal one goes from patch to patch, row by row.
+        dim, depth, heads, mixer, causal, norm, feed_forward, feed_forward_mult, dropout, gradient_checkpointing: of
+            the `Encoder`; a causal one goes from patch to patch, row by row.
         positions: ``"sinusoidal"`` of row and column, ``"learned"``, ``"rotary"`` (row by row), or ``"none"``.
         short_conv: side of a depthwise convolution over neighbouring patches before each mixer; 0 = none.
         pool: ``"mean"`` over patches or ``"attention"``, a learned weighting.
@@ -37,8 +37,9 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, *, image_size: tuple[int, int], patch_size: int, channels: int = 1, levels: int | None = None,
         num_classes: int, dim: int, depth: int, heads: int | None = None, mixer: Callable[[int], Mixer] | None = None,
-        causal: bool = False, positions: str = "sinusoidal", short_conv: int = 0, feed_forward: str = "gelu",
-        feed_forward_mult: float = 4.0, pool: str = "mean", dropout: float = 0.0, gradient_checkpointing: bool = False,
+        causal: bool = False, positions: str = "sinusoidal", short_conv: int = 0, norm: str = "layer",
+        feed_forward: str = "gelu", feed_forward_mult: float = 4.0, pool: str = "mean", dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         height, width = image_size
@@ -51,8 +52,8 @@ class VisionTransformer(nn.Module):
         self.image_size, self.patch_size, self.channels, self.levels = (height, width), patch_size, channels, levels
         encoder = Encoder(
             input_dim=channels * patch_size**2, dim=dim, depth=depth, heads=heads, mixer=mixer, causal=causal,
-            positions=positions, grid=(height // patch_size, width // patch_size), feed_forward=feed_forward,
-            feed_forward_mult=feed_forward_mult, short_conv=short_conv, dropout=dropout,
+            positions=positions, grid=(height // patch_size, width // patch_size), norm=norm,
+            feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv, dropout=dropout,
             gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         self.classifier = SequenceClassifier(encoder, num_classes=num_classes, pool=pool, dropout=dropout)

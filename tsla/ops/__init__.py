@@ -3,6 +3,7 @@
 from tsla.ops.attention import linear_attention, taylor_attention
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.feature_map import taylor_feature_dim, taylor_feature_map
+from tsla.ops.norm import srms_norm
 from tsla.ops.poly import taylor_poly_attention
 from tsla.ops.rotary import rotary
 from tsla.ops.types import Attended, KernelState
@@ -13,6 +14,7 @@ __all__ = [
     "KernelState",
     "linear_attention",
     "rotary",
+    "srms_norm",
     "taylor_attention",
     "taylor_crossover",
     "taylor_feature_dim",

@@ -6,6 +6,9 @@ from tsla.ops.types import accumulation_dtype
 
 
 def srms_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """SRMSNorm, x / sqrt(mean(x^2) + eps) along the last axis (arXiv 2307.14995); like x, made in float32 at least."""
-    y = x.to(accumulation_dtype(x.dtype))
-    return (y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    """x over its root mean square along the last dimension, x / sqrt(mean(x^2) + eps): SRMSNorm (arXiv 2307.14995).
+
+    Computed in float32 at least, returned in the type of x ``(..., width)``.
+    """
+    wide = x.to(accumulation_dtype(x.dtype))
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
