@@ -70,11 +70,12 @@ def decay(log_decay: Tensor | None, key_mask: Tensor | None, b: int, h: int, i: 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, order: int | None = 2, scale: float | None = None, causal: bool = False,
     key_mask: Tensor | None = None, log_decay: Tensor | None = None, normalize: bool = True, eps: float = 0.0,
-    coefficients: Sequence[float] | None = None, center: str = "zero",
+    coefficients: Sequence[float] | None = None, center: str = "zero", floor: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """sum_j w_ij v_j / sum_j w_ij, w_ij = decay_ij T(scale q_i.k_j), over the real keys; 0 where there are none.
 
-    With center "mean", a query's scores are taken less their mean, each weighed by its decay.
+    With center "mean", a query's scores are taken less their mean, each weighed by its decay. With a floor, a sum
+    that is nearer to 0 becomes the floor, with the sign of the sum; 0 is positive.
 
     The queries are the last of the keys where there are fewer of them and the order matters: what came before
     is then part of k and v. `log_decay` is (h,) or (b, h, m), one for each key.
@@ -94,6 +95,8 @@ def attention(
             numerator, denominator = numerator + weight * v[row, group, j], denominator + weight
         if normalize:
             denominator = denominator + eps
+            if abs(denominator.item()) < floor:
+                denominator = zeros() + (floor if denominator >= 0 else -floor)
             numerator = numerator / denominator if denominator != 0 else numerator
         out.append(numerator)
     return torch.stack(out).reshape(b, h, n, v.shape[-1])
@@ -228,8 +231,8 @@ def dense(
         kv, z = kv + start[0] * last[..., None], z + start[1] * last
     if normalize:
         denominator = denominator + eps
-        if floor:  # kept away from 0, on its side
-            denominator = torch.where(denominator < 0, -1.0, 1.0) * denominator.abs().clamp(min=floor)
+        least = torch.where(denominator < 0, -1.0, 1.0).to(denominator) * floor
+        denominator = torch.where(denominator.abs() < floor, least, denominator)
         numerator = numerator / torch.where(denominator == 0, 1.0, denominator)[..., None]
     return numerator, kv, z
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_files import load_script
 
 import tsla.bench.judge
 import tsla.bench.peers
@@ -151,7 +152,7 @@ def test_what_is_not_installed_is_told_and_the_rest_needs_no_package(monkeypatch
         "tsla-0.2.0", "tsla-0.2.0-packed", "performer", "linear-attention-transformer", "local-attention",
     }  # fmt: skip
     assert rows["sdpa-full"]["problem"] == "the same as sdpa: d = e"
-    assert {name for name, row in rows.items() if row["seconds"]} == {*OURS, "sdpa", "taylorshift"}
+    assert {name for name, row in rows.items() if row["seconds"]} == {*OURS, "linear-elu", "sdpa", "taylorshift"}
     assert "performer: not installed: pip install 'tsla[bench]'" in capsys.readouterr().out
     assert "tsla[bench]" in Path("o/attention.md").read_text()
 
@@ -251,3 +252,17 @@ def test_a_long_causal_gradient_is_measured_by_its_largest_rows():
     """Those of late queries are averages of thousands of values: beside them alone, rounding looks like an error."""
     case = CASE._replace(d=16, e=64, heads=1, kv_heads=1, length=16384, causal=True)
     assert checked(implementations()["auto"], case).error < 2e-6
+
+
+def test_the_script_of_given_features(capsys, monkeypatch):
+    script = load_script("bench_features")
+    monkeypatch.setattr(script, "WIDTHS", ((2, 3),))
+    monkeypatch.setattr(script, "LONGEST_PAIRS", 8)
+    script.main([8, 9])
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.count("|") == 9 and len(lines) == 2 * 2 * 2
+    for at, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:4] == ["2", "3", str((8, 9)[at % 2])] and (cells[4] == "–") == (at % 2 == 1)
+        assert all(float(cell) > 0 for cell in cells[5:7]) and float(cells[7]) >= 1
+    assert lines[0].startswith("| bidirectional, forward |") and lines[-1].startswith("| causal, both passes |")

@@ -22,6 +22,7 @@ RUNS = {
         **x, center="mean", coefficients=(1, 0.5, 0.3), impl="direct"
     ),
     "features": lambda q, k, v, **x: linear_attention(q, k, v, **x, eps=99, chunk_size=4),
+    "floor": lambda q, k, v, **x: linear_attention(q, k, v, **x, floor=0.5, impl="linear", chunk_size=2),
     "sums": lambda q, k, v, **x: linear_attention(q, k, v, **x, normalize=False, impl="direct"),
 }
 runs = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())

@@ -150,6 +150,14 @@ def test_states():
         linear_attention(*x, causal=True, state=state)
 
 
+@pytest.mark.parametrize("floor", [-1e-3, float("inf"), float("nan")])
+def test_floors(floor):
+    with refused(f"floor ({floor}) must be finite and at least 0"):
+        linear_attention(*qkv().values(), floor=floor)
+    with refused("floor (0.1) needs normalize=True: there is no denominator"):
+        linear_attention(*qkv().values(), floor=0.1, normalize=False)
+
+
 @pytest.mark.parametrize("order", [1, 3, -1, -2])
 def test_orders(order):
     message = f"order ({order}) must be even and not negative: an odd one gives negative attention weights"

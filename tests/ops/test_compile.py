@@ -8,7 +8,7 @@ from torch.export import Dim
 
 from tsla import Encoder, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
 from tsla.models import TokenClassifier
-from tsla.ops import measured, taylor_attention, window_attention
+from tsla.ops import linear_attention, measured, taylor_attention, window_attention
 
 pytestmark = [
     pytest.mark.slow,
@@ -107,6 +107,25 @@ def test_export(options, impl, causal):
     exported(TaylorShiftAttention(16, heads=4, impl=impl, causal=causal).eval(), any_batch, (5, 20))
     if impl == "direct" and not options:  # the mean of the keys so far is a scan too
         exported(layer, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, (5, 33))
+
+
+class Given(torch.nn.Module):
+    """`linear_attention` of a layer's input as it is."""
+
+    def forward(self, x, mask):
+        heads = x.unflatten(-1, (4, 4)).transpose(1, 2)
+        return linear_attention(heads, heads, heads, causal=True, key_mask=mask, floor=1.0, impl="linear").output
+
+
+@pytest.mark.parametrize("length", [20, 150])
+def test_given_features_export_for_any_batch(length):
+    """How many chunks a step takes depends on the batch, but not in a graph."""
+    x, mask = torch.randn(2, length, 16), some_mask(2, length)
+    free = {0: Dim.DYNAMIC}
+    graph = torch.export.export(Given(), (x, mask), dynamic_shapes={"x": free, "mask": free}).module()
+    for rows in (1, 2, 300):
+        x, mask = torch.randn(rows, length, 16), some_mask(rows, length)
+        torch.testing.assert_close(graph(x, mask), Given()(x, mask), rtol=1e-4, atol=1e-4)
 
 
 def test_export_of_a_model():

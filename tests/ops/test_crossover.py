@@ -131,12 +131,16 @@ def test_choice_of_taylor_attention(monkeypatch, n, m, options, form):
 @pytest.mark.parametrize(
     ("n", "m", "options", "form"),
     [
-        (5, 5, {}, "direct"),  # n m (f + e) against (n + m) f e: 7.5 here
-        (7, 7, {}, "direct"),
-        (8, 8, {}, "linear"),
-        (8, 8, {"impl": "direct"}, "direct"),
+        (39, 39, {}, "direct"),  # 2 f e / (f + e), 7.5 here, and what was measured beside it: 32, or 128 where it scans
+        (40, 40, {}, "linear"),
+        (1000, 20, {}, "direct"),  # 2 n m / (n + m) = 39.2
+        (1000, 21, {}, "linear"),
+        (40, 40, {"impl": "direct"}, "direct"),
         (5, 5, {"causal": True}, "linear"),
-        (5, 5, {"causal": True, "return_state": False}, "direct"),
+        (135, 135, {"causal": True, "return_state": False}, "direct"),
+        (136, 136, {"causal": True, "return_state": False}, "linear"),
+        (135, 135, {"log_decay": torch.zeros(4)}, "direct"),
+        (136, 136, {"log_decay": torch.zeros(4)}, "linear"),
     ],
 )
 def test_choice_of_linear_attention(monkeypatch, n, m, options, form):

@@ -39,6 +39,10 @@ def test_loops_of_one_pair_by_hand():
     assert oracle.attention(q, k, v, scale=1).item() == pytest.approx((2.5 * 3 + 8.5 * 5) / 11)
     assert oracle.attention(q, k, v, scale=1, normalize=False).item() == pytest.approx(2.5 * 3 + 8.5 * 5)
     assert oracle.attention(q, k, v, scale=1, eps=1.0).item() == pytest.approx((2.5 * 3 + 8.5 * 5) / 12)
+    for sign in (1, -1):  # features: weights 1 and 3, or -1 and -3
+        options = {"order": None, "floor": 5.0}
+        assert oracle.attention(sign * q, k, v, **options).item() == pytest.approx(sign * (3 + 3 * 5) / (sign * 5))
+        assert oracle.attention(sign * q, k, v, **options | {"floor": 3.0}).item() == pytest.approx(18 / 4)
     mask = torch.tensor([[True, False]])
     assert oracle.attention(q, k, v, scale=1, key_mask=mask).item() == 3
     kv, z = oracle.state(k, v, order=0, log_decay=torch.tensor([-1.0], dtype=torch.float64))
@@ -54,6 +58,7 @@ CASES = {
     "centre, order 4": {"center": "mean", "order": 4},
     "features": {"order": None, "normalize": False},
     "features, eps": {"order": None, "eps": 0.5, "causal": True},
+    "features, floor": {"order": None, "eps": 0.1, "floor": 0.7, "causal": True},
 }
 
 

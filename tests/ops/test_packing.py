@@ -19,6 +19,7 @@ RUNS = {
     "centre": lambda **x: taylor_attention(**x, center="mean", impl="linear", chunk_size=4),
     "coefficients, sums": lambda **x: taylor_attention(**x, coefficients=(1, 0.5, 0.3), normalize=False, impl="direct"),
     "features": lambda q, k, v, **x: linear_attention(q.exp(), k.exp(), v, **x, chunk_size=4),
+    "features of either sign": lambda q, k, v, **x: linear_attention(q, k, v, **x, floor=0.5, impl="linear"),
     "window": lambda **x: window_attention(**x, window=3),
 }
 EVERY = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())

@@ -13,12 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+from torch.nn.functional import elu, normalize, pad, scaled_dot_product_attention
 
 from tsla.bench.cases import CUDA, TAYLOR, Case, Implementation, Made, Unavailable, repeated
 from tsla.bench.exact import exponential, of_features, of_scores, of_unit_vectors, second_order
 from tsla.bench.gpu_peers import gpu_implementations
-from tsla.ops import taylor_attention
+from tsla.ops import linear_attention, taylor_attention
 from tsla.ops.attention import FORMS
 
 WINDOW = 128  # of local-attention
@@ -36,6 +36,7 @@ def implementations(device: str = "cpu") -> dict[str, Implementation]:
     forms = ours(device)
     peers = [
         *(Implementation(impl, TAYLOR, partial(_ours, impl), _pairs if impl == "direct" else _none) for impl in forms),
+        Implementation("linear-elu", "elu + 1", _linear_elu),
         Implementation("tsla-0.2.0", TAYLOR, partial(_series, False), partial(_unpacked, 3)),
         Implementation("tsla-0.2.0-packed", TAYLOR, partial(_series, True), partial(_unpacked, 3)),
         Implementation("taylorshift", "TaylorShift", _taylorshift, partial(_unpacked, 2)),
@@ -63,6 +64,19 @@ def _ours(impl: str, case: Case) -> Made:
         return taylor_attention(q, k, v, causal=case.causal, return_state=False, impl=impl).output
 
     return Made(form, of_scores(second_order, case.d**-0.5, case.causal))
+
+
+def _linear_elu(case: Case) -> Made:
+    """Ours of given features, those of the Linear Transformer (arXiv 2006.16236): elu(q) + 1 and elu(k) + 1."""
+    eps = 1e-6
+
+    def features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return elu(q) + 1, elu(k) + 1
+
+    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_attention(*features(q, k), v, causal=case.causal, eps=eps, return_state=False).output
+
+    return Made(form, of_features(features, case.causal, lambda sums: sums + eps))
 
 
 def _sdpa(case: Case) -> Made:

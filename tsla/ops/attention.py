@@ -17,6 +17,7 @@ from tsla.ops.checks import (
     check_center,
     check_choice,
     check_crossover,
+    check_floor,
     check_kernel_options,
     check_polynomial,
     check_qkv,
@@ -26,12 +27,14 @@ from tsla.ops.feature_map import check_order, taylor_feature_dim
 from tsla.ops.kernel import Kernel, taylor_polynomial
 from tsla.ops.measured import auto_crossover
 from tsla.ops.packing import attend_packed
-from tsla.ops.scan import DEFAULT_CHUNK, causal_scan, key_sum, read_out, two_way_scan
+from tsla.ops.scan import DEFAULT_CHUNK, causal_scan, chunk_of, key_sum, read_out, two_way_scan
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
 FORMS = ("auto", "direct", "linear", "native", "triton")
 TORCH_FORMS = ("auto", "direct", "linear")  # of features that are given
 CHOOSE = ("auto", "native")  # by length between all pairs and sums
+# Tokens that the linear form of given features takes longer than its operations say (scripts/bench_features.py)
+MEASURED_SUMS, MEASURED_SCAN = 32, 128
 STRONGEST = -200.0  # exp of it is nothing beside any weight, and sums of it are still exact, as those of -inf are not
 
 
@@ -119,15 +122,16 @@ def taylor_attention(
         out = _attend(
             q.to(accumulation_dtype(q.dtype)) * scale, k, v, kernel, causal=causal, key_mask=key_mask,
             log_decay=log_decay, state=state, return_state=return_state, impl=impl, short=short, chunk=chunk_size,
-            features=taylor_feature_dim(d, order=order), eps=0.0, normalize=normalize, centered=center == "mean",
+            features=taylor_feature_dim(d, order=order), eps=0.0, floor=0.0, normalize=normalize,
+            centered=center == "mean",
         )  # fmt: skip
     return Attended(out.output.to(q.dtype), out.state)
 
 
 def linear_attention(
     fq: Tensor, fk: Tensor, v: Tensor, *, causal: bool = False, log_decay: Tensor | None = None,
-    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True, eps: float = 1e-6, floor: float = 0.0,
-    state: KernelState | None = None, return_state: bool | None = None, impl: str = "auto",
+    key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None, normalize: bool = True, eps: float = 1e-6,
+    floor: float = 0.0, state: KernelState | None = None, return_state: bool | None = None, impl: str = "auto",
     chunk_size: int | None = None,
 ) -> Attended:  # fmt: skip
     """Kernel attention from features: w_ij = fq_i . fk_j (Katharopoulos et al., arXiv 2006.16236).
@@ -137,27 +141,36 @@ def linear_attention(
         fk: ``(b, g, m, f)``, features of the keys.
         v: ``(b, g, m, e)``.
         normalize: divide by sum_j w_ij + eps; else return the plain sum.
-        causal, log_decay, key_mask, cu_seqlens, state, return_state, impl, chunk_size: as in `taylor_attention`.
+        eps: added to the denominator.
+        floor: least magnitude of a denominator D_i = sum_j w_ij + eps, which becomes sign(D_i) max(|D_i|, floor),
+            sign(0) = 1, for features that may be negative (arXiv 2103.02143); it is a constant to the gradient where
+            the floor is taken. 0: none.
+        causal, log_decay, key_mask, cu_seqlens, state, return_state: as in `taylor_attention`.
+        impl: ``"direct"`` (n x m weights), ``"linear"`` (sums), or ``"auto"``: the one that was faster at that length
+            on the CPU, linear wherever there is a state (docs/kernels.md).
+        chunk_size: tokens summed by pairs where it is causal or decays; changes speed and memory, not the result.
 
     Returns:
-        `Attended`: output ``(b, h, n, e)`` in the type of fq.
+        `Attended`: output ``(b, h, n, e)`` in the type of fq, made in float32 at least; a row that sees no key is 0.
 
     Raises:
         ValueError: as in `taylor_attention`.
     """
     check_qkv(fq, fk, v, causal, key_mask)
     check_choice("impl", impl, TORCH_FORMS)
+    check_floor(floor, normalize)
     if cu_seqlens is not None:
         each = partial(
-            linear_attention, causal=causal, normalize=normalize, eps=eps, floor=floor, return_state=return_state, impl=impl,
-            chunk_size=chunk_size,
+            linear_attention, causal=causal, normalize=normalize, eps=eps, floor=floor, return_state=return_state,
+            impl=impl, chunk_size=chunk_size,
         )  # fmt: skip
         return attend_packed(each, fq, fk, v, cu_seqlens, key_mask=key_mask, log_decay=log_decay, state=state)
     (n, f), (m, e) = fq.shape[-2:], v.shape[-2:]
+    crossover = 2 * f * e / (f + e) + (MEASURED_SCAN if causal or log_decay is not None else MEASURED_SUMS)
     out = _attend(
         fq.to(accumulation_dtype(fq.dtype)), fk, v, None, causal=causal, key_mask=key_mask, log_decay=log_decay,
-        state=state, return_state=return_state, impl=impl, short=n * m * (f + e) <= (n + m) * f * e, chunk=chunk_size,
-        features=f, eps=eps, normalize=normalize, centered=False, floor=floor,
+        state=state, return_state=return_state, impl=impl, short=2 * n * m <= (n + m) * crossover, chunk=chunk_size,
+        features=f, eps=eps, floor=floor, normalize=normalize, centered=False,
     )  # fmt: skip
     return Attended(out.output.to(fq.dtype), out.state)
 
@@ -190,14 +203,14 @@ def _compiled_form(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, causal: bool, key_mask: Tensor | None, log_decay: Tensor | None,
     state: KernelState | None, return_state: bool | None, impl: str, short: bool, chunk: int | None, features: int,
-    eps: float, normalize: bool, centered: bool, floor: float = 0.0,
+    eps: float, floor: float, normalize: bool, centered: bool,
 ) -> Attended:  # fmt: skip
     """Both public ops after their own arguments are settled; `q` is already scaled and in the accumulation type."""
     keep_state = causal if return_state is None else return_state
     form = impl
     if form == "auto":
         form = "direct" if short and state is None and not keep_state else "linear"
-    chunk = DEFAULT_CHUNK if chunk is None else chunk
+    chunk = chunk_of(kernel, log_decay is not None, chunk)
     check_kernel_options(q, k, v, causal, log_decay, state, keep_state, features, chunk)
     with full_precision(q.device):
         k, v = k.to(q.dtype), v.to(q.dtype)
@@ -213,21 +226,22 @@ def _attend(
         shift = mean_scores(q, k, v[..., -1:], causal, gates, z, chunk) if centered else None
         sums, end = _sums(q, k, v, kernel, causal, gates, shift, start, keep_state, form, chunk)
         numerator, denominator = sums[..., :-1], sums[..., -1:]
-        if normalize:  # only a row that sees no key has denominator 0: its numerator is 0 too
-            if floor:
-                denominator = torch.where(
-                    denominator.abs() < floor,
-                    torch.where(denominator < 0, -floor, floor).to(denominator.dtype),
-                    denominator,
-                )
-            denominator = denominator + eps if eps else torch.where(denominator == 0, 1.0, denominator)
-            numerator = numerator / denominator
+        if normalize:
+            numerator = numerator / _divisor(denominator, eps, floor)
         new_state = None
         if end is not None:
             seen = key_mask.sum(-1) if key_mask is not None else q.new_full((q.shape[0],), k.shape[2], dtype=torch.long)
             length = seen if state is None else state.length + seen
             new_state = KernelState(end[..., :-1], end[..., -1], length)
         return Attended(numerator.flatten(1, 2), new_state)
+
+
+def _divisor(sums: Tensor, eps: float, floor: float) -> Tensor:
+    """sums + eps, away from 0 by the floor. A row that sees no key has sums of 0, its numerator too: it stays 0."""
+    sums = sums + eps if eps else sums
+    if floor:
+        return torch.where(sums < 0, sums.clamp(max=-floor), sums.clamp(min=floor))
+    return sums if eps else torch.where(sums == 0, 1.0, sums)
 
 
 def _sums(

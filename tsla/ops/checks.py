@@ -90,6 +90,14 @@ def check_crossover(crossover: float | None, impl: str) -> float | None:
     return crossover
 
 
+def check_floor(floor: float, normalize: bool) -> None:
+    """Raise ValueError unless this can be the least magnitude of a denominator, where there is one."""
+    if not (isfinite(floor) and floor >= 0):
+        raise ValueError(f"floor ({floor}) must be finite and at least 0")
+    if floor and not normalize:
+        raise ValueError(f"floor ({floor}) needs normalize=True: there is no denominator")
+
+
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, causal: bool, key_mask: Tensor | None) -> None:
     """Shapes and types that every attention op needs: q (b,h,n,d), k (b,g,m,d), v (b,g,m,e), key_mask (b,m)."""
     for name, x in (("q", q), ("k", k), ("v", v)):
