@@ -58,8 +58,7 @@ class RandomFeatures(FeatureMap):
     @torch.no_grad()
     def resample(self, generator: torch.Generator | None = None) -> None:
         """New rows, by a generator of the CPU or torch's own."""
-        for own in self.projection:
-            own.copy_(orthogonal_rows(*own.shape, generator=generator))
+        self.projection.copy_(orthogonal_rows(*self.projection.shape, generator=generator))
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         rows = per_query_head(self.projection * self.sigma[:, None], x.shape[1]).to(x.dtype)
