@@ -7,6 +7,7 @@ import pytest
 
 from tsla.config import ConfigError
 from tsla.config.grid import cells_of, read_suite, suite_of
+from tsla.config.mixers import MIXERS
 
 SUITE = {
     "grid": {"experiment": ["digits", "listops_short"], "seed": [0, 1, 2]},
@@ -37,6 +38,16 @@ def test_the_command_line_says_the_same():
     ]
     (cell,) = cells_of(suite_of(["experiment=digits"]))
     assert cell.name == cell.group == "digits" and cell.config.experiment == "digits"
+
+
+@pytest.mark.parametrize(("experiment", "missing"), [("digits", "rfa_gate"), ("mqar", "taylor_poly")])
+def test_all_mixers_are_those_that_have_the_direction(experiment, missing):
+    said = suite_of([f"experiment={experiment}", "mixer=all", "seed=0,1"])
+    assert said["grid"] == {"mixer": ["all"], "seed": [0, 1]}
+    cells = cells_of(said)
+    assert [cell.config.mixer.name for cell in cells[::2]] == [name for name in MIXERS if name != missing]
+    with pytest.raises(ConfigError, match=r"^mixer\.headz is not an option"):
+        cells_of({**said, "overrides": ["mixer.headz=3"]})
 
 
 def test_values_of_any_kind():

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tsla.mixers import HeadSplit, TaylorAttention, WindowAttention
+from tsla.mixers import (
+    HeadSplit,
+    LinearAttention,
+    RFAAttention,
+    TaylorAttention,
+    TransNormerAttention,
+    WindowAttention,
+)
 from tsla.models import Encoder, SequenceClassifier
 from tsla.training.optim import OptimSettings, make_optimizer, schedule
 
@@ -53,6 +60,23 @@ def test_decay_is_for_matrices_and_kernels():
     assert all("bias" in n or "norm" in n or "embedding" in n or "table" in n or n == "cls" for n in kept)
     for part in ("to_q.weight", "to_out.weight", "to_gate.weight", "conv.conv.weight", "into.weight", "head.weight"):
         assert any(name.endswith(part) for name in decayed), part
+
+
+@pytest.mark.parametrize(
+    ("mixer", "spared", "shrunk"),
+    [
+        (LinearAttention(16, heads=2, map="rebased"), {"feature_map.gamma", "feature_map.beta"}, set()),
+        (LinearAttention(16, heads=2, map="t2r"), {"feature_map.query.bias", "feature_map.key.bias"},
+         {"feature_map.query.weight", "feature_map.key.weight"}),
+        (RFAAttention(16, heads=2), {"feature_map.sigma"}, set()),
+        (TransNormerAttention(16, heads=2), {"feature_map.theta"}, {"to_u.weight"}),
+        (TaylorAttention(16, heads=2, decay="selective"), {"decay.bias"}, {"decay.weight"}),
+    ],
+)  # fmt: skip
+def test_vectors_of_each_head_are_no_matrix(mixer, spared, shrunk):
+    """Zero is no place for scales, frequencies and biases, be there one for each head or one in all."""
+    decayed, kept = groups(mixer)
+    assert (kept, decayed - {f"to_{name}.weight" for name in ("q", "k", "v", "out")}) == (spared, shrunk)
 
 
 def test_values_go_through_a_matrix_that_decays():
