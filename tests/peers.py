@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 
 class CausalDotProduct:
@@ -77,3 +78,15 @@ def performer_layer(name: str, *arguments: Any, **options: Any) -> Any:
     """A layer of performer-pytorch by its class's name, in float64; it announces that it has no CUDA."""
     with redirect_stdout(StringIO()):
         return getattr(performer(), name)(*arguments, **options).double()
+
+
+def fla_feature_maps() -> ModuleType:
+    """fla-core's feature maps, with torch's layer norm for its kernel, and without what they do not need here."""
+    parts = {name: ModuleType(f"fla.{name}") for name in ("modules.activations", "modules.layernorm", "utils")}
+    for name in ("fast_gelu_impl", "sigmoid", "sqrelu", "swish"):
+        setattr(parts["modules.activations"], name, None)
+    parts["modules.layernorm"].layer_norm = lambda x, weight, bias: layer_norm(x, x.shape[-1:], weight, bias)
+    parts["utils"].checkpoint = lambda function: function
+    packages = {name: ModuleType(name) for name in ("fla", "fla.modules")}
+    with patch.dict("sys.modules", packages | {module.__name__: module for module in parts.values()}):
+        return fla("modules/feature_map.py")
