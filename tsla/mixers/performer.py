@@ -20,7 +20,7 @@ class FavorFeatures(FeatureMap):
     """FAVOR+: E phi(q).phi(k) = exp(q.k / sqrt(d)) over random rows w_r, of which there are m; x' = x / d^(1/4).
 
     positive    phi(x) = exp(w_r.x' - |x'|^2 / 2) / sqrt(m)
-    hyperbolic  the same of w_r and of -w_r, so 2 m features: less variance for as many
+    hyperbolic  the same of w_r and of -w_r, over sqrt(2 m): 2 m features, which vary less than as many positive ones
     relu        phi(x) = (relu(w_r.x') + 0.001) / sqrt(m): another kernel, which is not near softmax's
 
     The rows are orthogonal in blocks of d, each uniform on a sphere of a radius drawn as a Gaussian vector's length, or
@@ -67,7 +67,7 @@ class FavorFeatures(FeatureMap):
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         rows = self.projection.to(x.dtype)
-        x, size = x * x.shape[-1] ** -0.25, len(rows) ** -0.5
+        x, size = x * x.shape[-1] ** -0.25, self.dim_out**-0.5
         if self.kind == "relu":
             return (relu(x @ rows.T) + 1e-3) * size
         exponent = x @ rows.T
