@@ -143,7 +143,7 @@ def read_performer(
     Its softmax features have 0.0001 added, after a division by the largest of all keys, and its causal sums 0.000001;
     ours have neither, and are those of its formula without them. Its ReLU features are ours, with their 0.001. Where a
     mask is given it leaves out values only: masked keys still weigh on the rest. Ours are as if they were not there.
-    What it adds and what its mask does: docs/parity.md.
+    How much its small numbers make is measured in docs/parity.md.
 
     Built with `no_projection` it has the same weights, for another function; that, and a kernel function that is not
     ReLU, leave no trace and have no layer here. Its dropout leaves none either; the layer has none. Its biases, which
