@@ -6,16 +6,18 @@ Needs the extra `parity`. The tests run the same cases, and check the page again
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from cases import flat, qkv, results, some_decay, some_mask
 from mechanisms import padding
+from parity_cases import DIGITS, EXACT, FLA, LOCAL, SINGLE, Case, Pair
+from parity_features import of_fla_features, of_performer
 from peers import causal_product, fla, without_eps
 from torch import Tensor
 
@@ -33,27 +35,8 @@ from tsla.ops import (
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parity.md"
 COMMAND = "PYTHONPATH=tests python scripts/parity_tables.py"
-SERIES, LOCAL, FLA, VECTORS = "taylor-series-linear-attention", "local-attention", "fla-core", "vectors by hand"
-EXACT, SINGLE, DIGITS = 1e-12, 1e-4, 1e-9  # float64; sums of hundreds in float32 inside; ten printed digits
+SERIES, VECTORS = "taylor-series-linear-attention", "vectors by hand"
 DIM, HEADS, NO_EPS = 32, 4, 1e-300  # nothing beside any sum, but 0 / NO_EPS is 0
-
-Pair = tuple[Callable[..., Any], Callable[..., Any], dict[str, Tensor]]  # ours, theirs, and the inputs of both
-
-
-class Case(NamedTuple):
-    """A comparison: of which package, what, with which option, how near, and what to run."""
-
-    package: str
-    what: str
-    option: str
-    tolerance: float
-    make: Callable[[], Pair]
-    gradients: bool = True
-
-    @property
-    def name(self) -> str:
-        """One line that no other case has."""
-        return f"{self.package} | {self.what} | {self.option}"
 
 
 def errors(case: Case) -> tuple[float, float | None]:
@@ -354,7 +337,7 @@ def of_vectors() -> Iterator[Case]:
             yield Case(VECTORS, f"TaylorShift, {impl}", name, DIGITS, made, gradients=False)
 
 
-CASES = [*of_series(), *of_local(), *of_fla(), *of_vectors()]
+CASES = [*of_series(), *of_local(), *of_fla(), *of_fla_features(), *of_performer(), *of_vectors()]
 
 
 INTRODUCTION = f"""\
@@ -371,7 +354,12 @@ with torch {torch.__version__.split("+")[0]} and the extra `parity`; the tests r
 small number to a denominator, the row is without it, or has it on both sides. The causal rows of
 taylor-series-linear-attention run with a stand-in of two lines for the C++ product that it imports. fla-core's
 functions are its plain references, loaded by file, since importing the package needs Triton; those marked "float32
-inside" are as exact as that. The vectors were worked out without this code; their error is that of their ten digits."""
+inside" are as exact as that. The vectors were worked out without this code; their error is that of their ten digits.
+
+performer-pytorch adds 0.0001 to softmax features and 0.000001 to causal sums; the rows "as shipped" have these numbers
+in them. Those marked "no parity" show what they make of outputs and gradients, which are of size 1: little where
+queries and keys are small, as at the start of a training, and more the larger they are. linear-attention-transformer is
+not here: its softmax over the features of a query and over all tokens of a key is none of these mechanisms."""
 
 
 def page() -> str:
