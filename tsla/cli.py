@@ -252,15 +252,15 @@ def _distill(arguments: list[str]) -> int:
         for file in ("distill.yaml", "config.yaml"):
             if not (resumed[0] / file).is_file():
                 raise UsageError(f"resume ({resumed[0]}) must be a run of tsla distill, and has no {file}")
+        if is_finished(resumed[0]):
+            print(f"{resumed[0]} is finished: see {resumed[0] / 'result.json'}")
+            return 0
         asked, config = read_distill(resumed[0] / "distill.yaml"), read(resumed[0] / "config.yaml")
+        from tsla.distill import go_on
+
+        return go_on(asked, config, resumed[0])
     except ConfigError as error:
         raise usage("these options do not work:", error) from None
-    if is_finished(resumed[0]):
-        print(f"{resumed[0]} is finished: see {resumed[0] / 'result.json'}")
-        return 0
-    from tsla.distill import go_on
-
-    return go_on(asked, config, resumed[0])
 
 
 # tsla eval, predict, data, bench, info --------------------------------------------------------------------------------

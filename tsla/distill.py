@@ -120,11 +120,14 @@ def _job(asked: Distillation, teacher: Config, config: Config) -> Job:
     mixer, options = f"mixer={config.mixer.name}", asked.options
     try:
         sides = _sides(asked.teacher, teacher, config)
-        missing = why_no_maps(head_mixers(sides.student)[0])
-        if options.lora:
-            add_lora(build.build_model(config.model, config.mixer, sides.task.spec), options.lora)  # does the rank fit?
     except ValueError as error:
         raise ConfigError([f"{mixer}: {error}"]) from None
+    try:
+        if options.lora:
+            add_lora(copy.deepcopy(sides.student), options.lora)  # does the rank fit?
+    except ValueError as error:
+        raise ConfigError([f"lora={options.lora}: {error}"]) from None
+    missing = why_no_maps(head_mixers(sides.student)[0])
     if options.loss == "maps" and missing:
         raise ConfigError([f"loss=maps is not for {mixer}: {missing}; use loss=outputs"])
     if options.learn == "maps" and not sides.new:

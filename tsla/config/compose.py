@@ -71,8 +71,7 @@ def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) ->
     for key, value in values:
         option = key.removeprefix("mixer.")
         if option in kept:
-            problems.append(f"{key} is that of the run ({spell(getattr(config.mixer, option))}), "
-                            "whose weights have these shapes: leave it out")  # fmt: skip
+            problems.append(f"{key} is as the run has it ({spell(getattr(config.mixer, option))}): leave it out")
         else:
             data["mixer"][option] = value
     return _checked(data, problems)

@@ -119,7 +119,7 @@ def student_config(teacher: Config, asked: Distillation) -> Config:
     """
     if problems := [*_teacher_problems(teacher)]:
         raise ConfigError([f"{asked.teacher}: {problem}" for problem in problems])
-    config = with_mixer(teacher, asked.mixer, KEPT)
+    config = with_mixer(replace(teacher, model=replace(teacher.model, layers=[])), asked.mixer, KEPT)
     if isinstance(config.mixer, NoneConfig) or not isinstance(config.mixer, HeadsConfig):
         raise ConfigError([f"mixer={config.mixer.name} has no attention that could learn from softmax: it takes one of "
                            f"{', '.join(_students())}"])  # fmt: skip
@@ -132,7 +132,7 @@ def student_config(teacher: Config, asked: Distillation) -> Config:
     return replace(
         stage(config, options.finetune_steps, options.finetune_lr, options.finetune_batch_tokens),
         seed=options.seed, run_dir=options.out, init_from=None, dry_run=False,
-        task=replace(config.task, packing=False), model=replace(config.model, layers=[]),
+        task=replace(config.task, packing=False),
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ def attention_maps(mixer: HeadMixer, x: Tensor, mask: Tensor | None = None) -> T
         mask: ``(b, n)`` bool, True = real token; rows of other tokens mean nothing.
     """
     with full_precision(x.device):
+        x = x.to(mixer.to_q.weight.dtype)  # under autocast it may be bfloat16
         q, k, v = mixer.heads_of(x, mask)
         identity = torch.eye(x.shape[1], dtype=v.dtype, device=v.device).expand(*v.shape[:3], -1)
         return mixer.attend(q, k, identity, x, mask)
@@ -80,6 +81,7 @@ def map_loss(teacher: HeadMixer, student: HeadMixer, x: Tensor, mask: Tensor | N
 def output_loss(teacher: HeadMixer, student: HeadMixer, x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared error of what each head gives its real queries, before gate and projection (arXiv 2410.10254)."""
     with full_precision(x.device):
+        x = x.to(student.to_q.weight.dtype)
         with torch.no_grad():
             target = teacher.attend(*teacher.heads_of(x, mask), x, mask)
         own = student.attend(*student.heads_of(x, mask), x, mask)
