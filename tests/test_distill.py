@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tsla.config.distill import DistillOptions, parse_distill, read_distill, to_
 from tsla.models.lora import LoraLinear
 from tsla.training.module import Learner
 
+ROOT = Path(__file__).resolve().parents[1]
 SHORT = ("distill_steps=12", "finetune_steps=10", "rows=8")
 TEACHER = (*runs.DIGITS, *runs.HEADS, "mixer=softmax", "trainer.max_steps=20", "trainer.checkpoint_every=5")
 TEACHERS = {
@@ -341,6 +343,27 @@ def test_options_are_read_back(tmp_path):
         (tmp_path / "distill.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"distill\.yaml: "):
             read_distill(tmp_path / "distill.yaml")
+
+
+def test_help_names_every_option(capsys):
+    assert distill("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"  {f.name}=" in out for f in fields(DistillOptions)) and "hedgehog | lightning" in out
+
+
+def test_the_page_shows_the_committed_results():
+    """docs/distill.md against docs/results/distill, row by row."""
+    page = (ROOT / "docs" / "distill.md").read_text()
+    found = sorted((ROOT / "docs" / "results" / "distill").glob("*.json"))
+    assert len(found) >= 5
+    for path in found:
+        told = json.loads(path.read_text())
+        assert told["command"] in page, path.name
+        for row in told["rows"]:
+            numbers = ("-" if row[name] is None else f"{row[name]:.3f}" for name in list(row)[1:])
+            assert f"| {row['stage']} | {' | '.join(numbers)} |" in page or "after" in row["stage"], path.name
+        last = told["rows"][-1]
+        assert f"| {last['test/accuracy']:.3f} |" in page
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case ["--version", *_]:
                 print(f"tsla {__version__}")
                 return 0
-            case [verb, *rest] if verb in verbs and verb != "train" and {"-h", "--help"} & set(rest):
+            case [verb, *rest] if verb in {*verbs} - {"train", "distill"} and {"-h", "--help"} & set(rest):
                 print(HELP, end="")
                 return 0
             case [verb, *rest] if verb in verbs:
@@ -234,8 +234,12 @@ def _split(arguments: list[str], **defaults: str) -> tuple[list[Path], dict[str,
 def _distill(arguments: list[str]) -> int:
     from tsla.config import ConfigError, read
     from tsla.config.distill import parse_distill, read_distill, student_config
+    from tsla.config.help import distill_text
     from tsla.training.run_dir import is_finished
 
+    if "--help" in arguments or "-h" in arguments:
+        print(distill_text())
+        return 0
     resumed = [Path(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
     try:
         if not resumed:

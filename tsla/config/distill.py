@@ -122,7 +122,7 @@ def student_config(teacher: Config, asked: Distillation) -> Config:
     config = with_mixer(replace(teacher, model=replace(teacher.model, layers=[])), asked.mixer, KEPT)
     if isinstance(config.mixer, NoneConfig) or not isinstance(config.mixer, HeadsConfig):
         raise ConfigError([f"mixer={config.mixer.name} has no attention that could learn from softmax: it takes one of "
-                           f"{', '.join(_students())}"])  # fmt: skip
+                           f"{', '.join(students())}"])  # fmt: skip
     if isinstance(config.mixer, SoftmaxConfig):
         raise ConfigError(["mixer=softmax is what the teacher has: choose another"])
     if given := [name for name in ALONE if getattr(config.mixer, name)]:
@@ -150,7 +150,8 @@ def stage(config: Config, steps: int, lr: float, batch_tokens: int | None, **opt
     )  # fmt: skip
 
 
-def _students() -> list[str]:
+def students() -> list[str]:
+    """The mixers that a student may have, as far as their options tell."""
     return [name for name, cls in members("mixer").items() if issubclass(cls, HeadsConfig) and cls != SoftmaxConfig]
 
 
