@@ -355,15 +355,13 @@ def test_the_page_shows_the_committed_results():
     """docs/distill.md against docs/results/distill, row by row."""
     page = (ROOT / "docs" / "distill.md").read_text()
     found = sorted((ROOT / "docs" / "results" / "distill").glob("*.json"))
-    assert len(found) >= 5
+    assert len(found) >= 4
     for path in found:
         told = json.loads(path.read_text())
         assert told["command"] in page, path.name
         for row in told["rows"]:
             numbers = ("-" if row[name] is None else f"{row[name]:.3f}" for name in list(row)[1:])
-            assert f"| {row['stage']} | {' | '.join(numbers)} |" in page or "after" in row["stage"], path.name
-        last = told["rows"][-1]
-        assert f"| {last['test/accuracy']:.3f} |" in page
+            assert f"| {row['stage']} | {' | '.join(numbers)} |" in page, path.name
 
 
 @pytest.mark.parametrize(
