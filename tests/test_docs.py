@@ -14,6 +14,7 @@ import tsla
 from tsla import cli
 from tsla.bench.options import parse_attention, parse_crossover, parse_decode, parse_model
 from tsla.config import compose
+from tsla.config.distill import parse_distill
 from tsla.config.grid import cells_of, read_suite, suite_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,11 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
         case ["tsla", "train", resume] if resume.startswith("resume="):
             assert cli.main(line[1:]) == 2
             assert "a run directory with a config.yaml" in capsys.readouterr().err
+        case ["tsla", "distill", resume] if resume.startswith("resume="):
+            assert cli.main(line[1:]) == 2
+            assert "must be a run of tsla distill" in capsys.readouterr().err
+        case ["tsla", "distill", *arguments]:
+            assert parse_distill(arguments).mixer
         case ["tsla", "train", *arguments]:
             assert compose(arguments)
         case ["tsla", "suite", *arguments]:
@@ -112,7 +118,9 @@ def test_inline_commands_compose():
     found = re.findall(r"`(tsla [^`]+)`", README)
     for command in found:
         words = shlex.split(command)
-        assert words[1] in ("train", "suite", "report", "data", "bench", "info", "--help", "--version"), command
+        assert words[1] in ("train", "suite", "report", "data", "bench", "info", "distill", "--help", "--version"), (
+            command
+        )
         assert words[1] != "info" or words[2:] in ([], ["--build"])
         if words[1] == "suite":
             assert not words[2:] or cells_of(read_suite(ROOT / words[2]))

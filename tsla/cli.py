@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tsla import __version__
+from tsla.usage import UsageError, usage
 
 if TYPE_CHECKING:
-    from tsla.config import Config, ConfigError
+    from tsla.config import Config
     from tsla.run import Resume
 
 HELP = """\
@@ -28,6 +29,10 @@ tsla trains and compares transformers with linear-cost attention.
                                   scores of a trained run
   tsla predict RUN_DIR INPUT [out=FILE.csv|.jsonl] [column=NAME]
                                   what a trained run says of new inputs
+  tsla distill RUN_DIR mixer=NAME [mixer.key=value ...] [key=value ...]
+                                  a trained softmax model with a linear mechanism
+                                  in its place, which learns from its attention
+  tsla distill resume=RUN_DIR     go on with that
   tsla data inspect PATH [key=value ...]
                                   what is in your files, and how to train on it
   tsla bench attention|model|decode [key=value ...]
@@ -48,16 +53,12 @@ examples
 """
 
 
-class UsageError(Exception):
-    """The command line asks for something that does not exist: exit status 2."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 for a failed run, 2 for a usage error, 128 + signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "train": _train, "suite": _suite, "report": _report, "eval": _eval, "predict": _predict, "data": _data,
-        "bench": _bench, "info": _info,
+        "train": _train, "suite": _suite, "report": _report, "eval": _eval, "predict": _predict, "distill": _distill,
+        "data": _data, "bench": _bench, "info": _info,
     }  # fmt: skip
     try:
         match arguments:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case ["--version", *_]:
                 print(f"tsla {__version__}")
                 return 0
-            case [verb, *rest] if verb in verbs and verb != "train" and {"-h", "--help"} & set(rest):
+            case [verb, *rest] if verb in {*verbs} - {"train", "distill"} and {"-h", "--help"} & set(rest):
                 print(HELP, end="")
                 return 0
             case [verb, *rest] if verb in verbs:
@@ -87,11 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tsla: interrupted", file=sys.stderr)
         return 130
-
-
-def _usage(headline: str, error: "ConfigError") -> UsageError:
-    """A config's problems, one on a line."""
-    return UsageError("\n      ".join([headline, *error.problems]))
 
 
 # tsla train -----------------------------------------------------------------------------------------------------------
@@ -121,7 +117,7 @@ def _train(arguments: list[str]) -> int:
             raise UsageError(f"resume ({path}) must be auto, or a run directory with a config.yaml")
         config = read(path / "config.yaml")
     except ConfigError as error:
-        raise _usage("these options do not work:", error) from None
+        raise usage("these options do not work:", error) from None
     return _resume(config, path, "exact")
 
 
@@ -150,6 +146,8 @@ def _new_run(config: "Config", *, resume: bool) -> int:
 
 
 def _resume(config: "Config", path: Path, how: "Resume") -> int:
+    if (path / "distill.yaml").exists():
+        raise UsageError(f"{path} is a run of tsla distill: go on with it by tsla distill resume={path}")
     from tsla.training.run_dir import is_finished
 
     if is_finished(path):
@@ -197,7 +195,7 @@ def _suite(arguments: list[str]) -> int:
         out = Path(here or suite.get("out") or Path("runs", "suites", name))
         return run_suite(suite, cells, out, estimate=options["estimate"] == "true", console=Console())
     except ConfigError as error:
-        raise _usage("this suite does not work:", error) from None
+        raise usage("this suite does not work:", error) from None
 
 
 def _report(arguments: list[str]) -> int:
@@ -230,6 +228,45 @@ def _split(arguments: list[str], **defaults: str) -> tuple[list[Path], dict[str,
     return paths, options
 
 
+# tsla distill ---------------------------------------------------------------------------------------------------------
+
+
+def _distill(arguments: list[str]) -> int:
+    from tsla.config import ConfigError, read
+    from tsla.config.distill import parse_distill, read_distill, student_config
+    from tsla.config.help import distill_text
+    from tsla.training.run_dir import is_finished
+
+    if "--help" in arguments or "-h" in arguments:
+        print(distill_text())
+        return 0
+    resumed = [Path(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
+    try:
+        if not resumed:
+            asked = parse_distill(arguments)
+            teacher = _config_of(asked.teacher, asked.teacher / "checkpoints" / "best.ckpt")
+            if not is_finished(asked.teacher):
+                raise UsageError(f"{asked.teacher} is unfinished: a teacher has to have its result.json")
+            config = student_config(teacher, asked)
+            from tsla.distill import begin
+
+            return begin(asked, teacher, config)
+        if len(arguments) > 1:
+            raise UsageError(f"resume goes on with the run's own options; give resume={resumed[0]} alone")
+        for file in ("distill.yaml", "config.yaml"):
+            if not (resumed[0] / file).is_file():
+                raise UsageError(f"resume ({resumed[0]}) must be a run of tsla distill, and has no {file}")
+        if is_finished(resumed[0]):
+            print(f"{resumed[0]} is finished: see {resumed[0] / 'result.json'}")
+            return 0
+        asked, config = read_distill(resumed[0] / "distill.yaml"), read(resumed[0] / "config.yaml")
+        from tsla.distill import go_on
+
+        return go_on(asked, config, resumed[0])
+    except ConfigError as error:
+        raise usage("these options do not work:", error) from None
+
+
 # tsla eval, predict, data, bench, info --------------------------------------------------------------------------------
 
 
@@ -260,7 +297,7 @@ def _config_of(run: Path, *needed: Path) -> "Config":
     try:
         return read(run / "config.yaml")
     except ConfigError as error:
-        raise _usage("this run's config does not work:", error) from None
+        raise usage("this run's config does not work:", error) from None
 
 
 def _predict(arguments: list[str]) -> int:
@@ -290,7 +327,7 @@ def _data(arguments: list[str]) -> int:
             try:
                 config = compose(["experiment=files", as_argument("task.path", path), *(f"task.{a}" for a in rest)])
             except ConfigError as error:
-                raise _usage("these options do not work:", error) from None
+                raise usage("these options do not work:", error) from None
             from tsla.inspect_data import inspect
 
             text = inspect(config)
@@ -301,50 +338,9 @@ def _data(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from tsla.bench import options as bench
-    from tsla.config import ConfigError
-    from tsla.config.options import did_you_mean
+    from tsla.bench.command import bench
 
-    parsers: dict[str, Callable[[Sequence[str]], Any]] = {
-        "attention": bench.parse_attention, "model": bench.parse_model, "decode": bench.parse_decode,
-        "crossover": bench.parse_crossover,
-    }  # fmt: skip
-    match arguments:
-        case [name, *rest] if name in parsers:
-            pass
-        case [name, *_]:
-            raise UsageError(f"bench has no {name!r}{did_you_mean(name, parsers)}: it takes {', '.join(parsers)}")
-        case _:
-            raise UsageError(f"bench takes: {', '.join(parsers)} [key=value ...]")
-    try:
-        options = parsers[name](rest)
-        return _measure(options)
-    except ConfigError as error:
-        raise _usage("these options do not work:", error) from None
-    except (NotADirectoryError, IsADirectoryError) as error:
-        raise UsageError(str(error)) from None
-
-
-def _measure(options: Any) -> int:
-    """Run the command of these options."""
-    from rich.console import Console
-
-    from tsla.bench.attention import bench_attention
-    from tsla.bench.crossover import bench_crossover
-    from tsla.bench.decode import bench_decode
-    from tsla.bench.model import bench_model
-    from tsla.bench.options import AttentionOptions, DecodeOptions, ModelOptions
-
-    console = Console()
-    match options:
-        case AttentionOptions():
-            return bench_attention(options, console)
-        case ModelOptions():
-            return bench_model(options, console)
-        case DecodeOptions():
-            return bench_decode(options, console)
-        case _:
-            return bench_crossover(options, console)
+    return bench(arguments)
 
 
 def _info(arguments: list[str]) -> int:

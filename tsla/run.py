@@ -3,11 +3,11 @@
 import csv
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from filelock import FileLock, Timeout
@@ -26,7 +26,7 @@ from tsla.models import account
 from tsla.models.pretrained import read_model_config
 from tsla.tasks.base import Task, TaskSpec
 from tsla.training.checkpoints import latest_checkpoint, load_weights
-from tsla.training.fit import fit
+from tsla.training.fit import Fitted, fit
 from tsla.training.guards import TrainingFailed
 from tsla.training.hardware import pick_device
 from tsla.training.objective import Objective
@@ -47,7 +47,7 @@ def start(config: Config) -> RunDir:
         return RunDir(Path(os.environ["TSLA_RUN_DIR"]))
     config = build.frozen(config)
     run = new_run_dir(config.run_dir, config.experiment)
-    with _alone(run):
+    with alone(run):
         write_text(run.config, to_yaml(config))
     return run
 
@@ -90,14 +90,14 @@ def train(config: Config, run: RunDir, resume: Resume) -> int:
         BlockingIOError: another process trains this run.
     """
     if not _is_main():
-        return _told(config, run, resume)
-    with _alone(run):
-        return _told(config, run, resume)
+        return _work(config, run, resume)
+    with alone(run):
+        return _work(config, run, resume)
 
 
 @contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """Hold the run, or raise BlockingIOError."""
+def alone(run: RunDir) -> Iterator[None]:
+    """Hold the run, or raise BlockingIOError: another process does."""
     try:
         with FileLock(run.path / ".lock", timeout=0):
             yield
@@ -105,20 +105,31 @@ def _alone(run: RunDir) -> Iterator[None]:
         raise BlockingIOError(f"{run.path} is being trained by another process") from None
 
 
-def _told(config: Config, run: RunDir, resume: Resume) -> int:
-    """`_train_and_test`, with what it shows and how it ends told on the terminal and in the log."""
+def _work(config: Config, run: RunDir, resume: Resume) -> int:
     os.environ["TSLA_RUN_DIR"] = str(run.path)  # for further processes
+    return told(config, run, lambda console: _train_and_test(config, run, console, resume), "tsla train")
+
+
+def told(config: Config, run: RunDir, work: Callable[[Console], None], command: str) -> int:
+    """Do the work of a run, with what it shows and how it ends told on the terminal and in the log; its exit status.
+
+    Args:
+        config: of the run.
+        run: its folder, which goes if it failed before it trained, unless the user named it.
+        work: is given where to print.
+        command: which, with resume=..., goes on with a run that was stopped.
+    """
     with open_console(run.log, quiet=not _is_main()) as console:
         print_config(config, console)
         console.print(f"[bold]run     [/]{escape(str(run.path))}", highlight=False, soft_wrap=True)
         try:
-            _train_and_test(config, run, console, resume)
+            work(console)
         except Stopped as stopped:
-            console.print(f"{stopped}; go on with: tsla train resume={run.path}", **PLAIN)
+            console.print(f"{stopped}; go on with: {command} resume={run.path}", **PLAIN)
             return 128 + stopped.signum
         except (ValueError, OSError, TrainingFailed) as error:
             console.print(f"failed: {error}", style="red", **PLAIN)
-            if config.run_dir is None and not run.metrics.exists():  # nothing of it is worth a folder
+            if config.run_dir is None and not any(run.path.glob("**/metrics.csv")):  # nothing of it is worth a folder
                 shutil.rmtree(run.path, ignore_errors=True)
             return 1
     return 0
@@ -180,7 +191,7 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
         spec, references = task.spec, task.references()
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         loaders = build.build_loaders(config, task, ("train", "val"), rank=rank, world=config.trainer.devices)
-    _check_data(run, task)
+    check_data(run, task)
     objective = Objective(spec)
     model = initial_model(config, spec)
     costs = account(model, spec.max_length, channels=spec.channels)
@@ -194,12 +205,21 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
         return
     build.save(model, config, spec, run.model)
     load_weights(model, run.checkpoints / "best.ckpt")
+    conclude(config, run, task, model, fitted, {"command": command_of(config)}, console)
+
+
+def conclude(
+    config: Config, run: RunDir, task: Task, model: build.Model, fitted: Fitted, facts: Mapping[str, Any],
+    console: Console,
+) -> None:  # fmt: skip
+    """Test a model that has its best weights, and write and show the result, with `facts` beside those of every run."""
+    spec, references = task.spec, task.references()
+    objective, costs = Objective(spec), account(model, spec.max_length, channels=spec.channels)
     (test,) = build.build_loaders(config, task, ("test",))
     tested = evaluate(model, test, objective, fitted.device)  # the one time a run looks at the test split
     mixer = build.mixer_name(config)
     what = {"task": spec.name, "mixer": mixer, "experiment": config.experiment, "seed": config.seed}
-    facts = provenance() | {"command": command_of(config)}
-    result = make_result(what, costs, fitted, tested, objective, references, facts)
+    result = make_result(what, costs, fitted, tested, objective, references, {**provenance(), **facts})
     title = f"{spec.name}, {mixer}, seed {config.seed}"
     draw_curves(run.metrics, run.curves, objective.monitor, references, title)
     if tested.confusion is not None:
@@ -214,7 +234,7 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
     console.print(f"learning curve {run.curves}", **PLAIN)
 
 
-def _check_data(run: RunDir, task: Task) -> None:
+def check_data(run: RunDir, task: Task) -> None:
     """Remember the data of a run that were not generated here; on resume, they must be the same.
 
     Raises:

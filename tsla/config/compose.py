@@ -14,7 +14,7 @@ import yaml
 from omegaconf import BooleanNode, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import ValidationError
 
-from tsla.config.options import ConfigError, as_argument, check_options, did_you_mean
+from tsla.config.options import ConfigError, as_argument, check_options, did_you_mean, spell
 from tsla.config.schema import GROUPS, Config, members
 from tsla.config.validate import find_problems
 
@@ -47,6 +47,33 @@ def compose(arguments: Sequence[str]) -> Config:
             node[leaf] = value
         else:
             problems.append(f"{key} is not an option: {'.'.join(parents)} has no parts")
+    return _checked(data, problems)
+
+
+def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) -> Config:
+    """`config` with another mixer, which `mixer=name` and `mixer.option=value` arguments give.
+
+    Args:
+        config: of a run.
+        arguments: of the mixer alone.
+        kept: options of the config's own mixer that the other one takes over, and no argument may set.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    choices, values, problems = _sort_arguments(arguments)
+    if "mixer" not in choices and not problems:
+        problems.append(f"give mixer=NAME, one of {', '.join(group_choices('mixer'))}")
+    name = choices.get("mixer", config.mixer.name)
+    data = asdict(config)
+    own = {f.name for f in fields(members("mixer")[name])}
+    data["mixer"] = {"name": name, **{key: data["mixer"][key] for key in kept if key in own}}
+    for key, value in values:
+        option = key.removeprefix("mixer.")
+        if option in kept:
+            problems.append(f"{key} is as the run has it ({spell(getattr(config.mixer, option))}): leave it out")
+        else:
+            data["mixer"][option] = value
     return _checked(data, problems)
 
 
@@ -166,7 +193,7 @@ def _checked(data: Mapping[str, Any], problems: list[str]) -> Config:
         if f.name in GROUPS:
             parts[f.name] = parse_group(f.name, data.get(f.name), problems)
         elif f.name in data:
-            parts[f.name] = _typed(f.name, f.type, data[f.name], problems)
+            parts[f.name] = typed(f.name, f.type, data[f.name], problems)
     config = Config(**parts)
     problems += check_options("", config)
     if problems := problems or find_problems(config):
@@ -227,7 +254,7 @@ def parse_group(group: str, data: Any, problems: list[str]) -> Any:
         return None
     cls = known[name]
     problems += _unknown(f"{group}.", data, [f.name for f in fields(cls)], f" of {group}={name}")
-    kept = {f.name: _typed(f"{group}.{f.name}", f.type, data[f.name], problems) for f in fields(cls) if f.name in data}
+    kept = {f.name: typed(f"{group}.{f.name}", f.type, data[f.name], problems) for f in fields(cls) if f.name in data}
     made = cls(**kept)
     problems += check_options(f"{group}.", made)
     return made
@@ -246,7 +273,7 @@ def _suggest(path: str, key: str, known: list[str]) -> str:
     return did_you_mean(key, known)
 
 
-def _typed(path: str, kind: Any, value: Any, problems: list[str]) -> Any:
+def typed(path: str, kind: Any, value: Any, problems: list[str]) -> Any:
     """`value` as the type of its field, by OmegaConf's rules (which refuse 1.5 for an int); a wrong one is noted."""
     if kind == list[str]:
         plain = isinstance(value, str) and value and "$" not in value and "?" not in value

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from tsla.config.compose import group_choices
+from tsla.config.distill import DistillOptions, students
 from tsla.config.mixers import HeadsConfig
 from tsla.config.options import spell
 from tsla.config.schema import GROUPS, Config, members
@@ -26,6 +27,14 @@ def options_text() -> str:
             told = shared if issubclass(cls, HeadsConfig) else {}
             lines += ["", f"{names}: {cls.__doc__}", *_options(f"{group}.", cls, told)]
     return "\n".join(lines)
+
+
+def distill_text() -> str:
+    """The options of `tsla distill` beside those of its mixer."""
+    lines = ["tsla distill RUN_DIR mixer=choice [mixer.option=value ...] [option=value ...] | resume=RUN_DIR", ""]
+    lines += [f"mixer=  {' | '.join(students())}", "        its heads, widths, biases and norms are the teacher's; "
+              "for its own options see tsla train --help", ""]  # fmt: skip
+    return "\n".join([*lines, *_options("", DistillOptions, {})])
 
 
 def _options(path: str, cls: type, told: dict[str, Any]) -> Iterator[str]:

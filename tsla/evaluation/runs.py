@@ -108,6 +108,7 @@ def unfinished(run: Run) -> Unfinished:
     scores = {name: curve for name, curve in run.metrics.items() if name.startswith("val/") and name != "val/loss"}
     name, curve = next(iter(scores.items()), ("", None))
     path = clean(str(run.path), LONGEST_TEXT)
+    verb = "distill" if (run.path / "distill.yaml").exists() else "train"
     return Unfinished(
         path=path,
         task=clean(run.config["task.name"]),
@@ -116,7 +117,7 @@ def unfinished(run: Run) -> Unfinished:
         step=max((curve.steps[-1] for curve in run.metrics.values()), default=0),
         of_steps=clean(run.config.get("trainer.max_steps", "null").replace("null", "?")),
         val=f"{name} {curve.values[-1]:.3f}" if curve else "none yet",
-        command=shlex.join(["tsla", "train", f"resume={path}"]),
+        command=shlex.join(["tsla", verb, f"resume={path}"]),
     )
 
 

@@ -216,6 +216,15 @@ class HeadMixer(Mixer):
         """The same for tokens that follow those in `state`, causal; and the state after them."""
         raise TypeError(f"{type(self).__name__} must define attend_next()")
 
+    def heads_of(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What `attend` is given for tokens x ``(b, n, dim)`` that see each other: q, k and v, normed and turned.
+
+        mask: ``(b, n)`` bool, True = real token.
+        """
+        q, k, v = self._project(x, x)
+        q, k = self._turned(q, k, x, mask, None)
+        return q, k, v
+
     def mix(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
         cu_seqlens: Tensor | None = None,

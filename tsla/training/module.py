@@ -35,6 +35,7 @@ class Learner(L.LightningModule):
         run: Any = model.run
         self.run = torch.compile(run, dynamic=True) if compiled else run
         self.train_loss, self.val_loss = WeightedMean(), WeightedMean()  # of training: since the last row
+        self.train_aux = WeightedMean()  # of the batches to which the model added a loss
         self.train_scores, self.val_scores = objective.scores(training=True), objective.scores()
         self.guard = FiniteGuard()  # a callback, which goes before all others
         self.batch_shape = (0, 0)  # rows and padded length of the batch in hand, for messages
@@ -52,7 +53,9 @@ class Learner(L.LightningModule):
         loss = self.objective.loss(answers)
         self.train_loss.update(loss.detach(), len(answers.targets))
         self.objective.update(self.train_scores, answers)
-        loss = loss if answers.aux is None else loss + answers.aux
+        if answers.aux is not None:
+            self.train_aux.update(answers.aux.detach(), 1)
+            loss = loss + answers.aux
         self.loss_sum = self.loss_sum + loss.detach()
         return loss
 
@@ -90,7 +93,7 @@ class Learner(L.LightningModule):
         return gathered.reshape(-1, *value.shape)
 
     def _since_row(self) -> list[Metric]:
-        return [self.train_loss, *self.train_scores.values()]
+        return [self.train_loss, *self.train_scores.values(), self.train_aux]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

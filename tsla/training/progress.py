@@ -72,6 +72,7 @@ class ProgressBar(L.Callback):
         latest = self.recorder.latest
         shown = (
             ("loss", "train/loss", ".3f"),
+            ("aux", "train/aux", ".3f"),
             ("val", f"val/{self.score}", ".3f"),
             ("tokens/s", "perf/tokens_per_second", ",.0f"),
         )

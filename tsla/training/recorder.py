@@ -129,10 +129,12 @@ class Recorder(L.Callback):
         metrics = {
             "train/loss": plain(module.train_loss.compute()),
             **{f"train/{name}": plain(value) for name, value in module.train_scores.compute().items()},
+            **({"train/aux": plain(module.train_aux.compute())} if module.train_aux.weight else {}),
             "optim/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "perf/tokens_per_second": tokens / seconds,
         }
         module.train_loss.reset()
+        module.train_aux.reset()
         module.train_scores.reset()
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         self.since_tokens, self.since_seconds = torch.zeros_like(self.since_tokens), 0.0

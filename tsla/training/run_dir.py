@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tsla.machine import processor
 
-UNTRAINED = {"config.yaml", "log.txt", ".lock", "data.sha256"}  # what a run has before it trains
+UNTRAINED = {"config.yaml", "distill.yaml", "log.txt", ".lock", "data.sha256"}  # what a run has before it trains
 
 
 class RunDir(NamedTuple):
