@@ -57,7 +57,8 @@ def run(copy: Path, *arguments: str) -> str:
         ("tests/models/test_meta.py", "squared"),
         ("tests/test_build.py", "squared"),
         ("tests/test_dead_options.py", "Squared or every_field"),
-        ("tests/config/test_compose.py", "squared"),
+        ("tests/config", "squared or tayler"),
+        ("tests/test_cli.py", "squared or tayler"),
         ("tests/bench/test_decode_and_model_bench.py", "squared"),
     ],
 )
