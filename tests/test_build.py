@@ -284,3 +284,15 @@ def test_what_is_not_there(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model.safetensors"):
         load_model(tmp_path)
+
+
+def test_the_horizon_is_that_of_the_longest_input():
+    """Of the cosine map: the task's, and the token that goes first; a shorter one is refused before any training."""
+    cosine = ("mixer=linear", "mixer.map=cosine")
+    assert mixers(*cosine)[0].feature_map.horizon == 64
+    assert mixers(*cosine, "model.pool=cls")[0].feature_map.horizon == 65
+    assert mixers(*cosine, "mixer.horizon=70", "model.pool=cls")[0].feature_map.horizon == 70
+    for more, longest in ((), 64), (("model.pool=cls",), 65):
+        message = rf"^mixer.horizon \({longest - 1}\) must be at least the longest input \({longest}\)$"
+        with pytest.raises(ValueError, match=message):
+            mixers(*cosine, f"mixer.horizon={longest - 1}", *more)

@@ -70,10 +70,11 @@ def build_model(model: ModelConfig, mixer: MixerConfig, spec: TaskSpec) -> Model
     Raises:
         ValueError: options that do not fit together, or a model that cannot do such a task.
     """
+    longest = spec.max_length + (model.pool == "cls")  # whose token goes first
     pattern = [named_mixer(name, mixer, model) for name in model.layers] or [mixer]
 
     def layer_mixer(layer: int) -> Mixer:
-        return build_mixer(pattern[layer % len(pattern)], model, Place(layer, model.depth, spec.max_length))
+        return build_mixer(pattern[layer % len(pattern)], model, Place(layer, model.depth, longest))
 
     match model:
         case EncoderConfig():

@@ -89,8 +89,7 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
         case WindowConfig():
             return WindowAttention(model.dim, **own, **heads)
         case LinearConfig():
-            horizon = (config.horizon or place.max_length) if config.map == "cosine" else None
-            return LinearAttention(model.dim, map=config.map, horizon=horizon, **heads)
+            return LinearAttention(model.dim, map=config.map, horizon=_horizon(config, place), **heads)
         case PerformerConfig():
             return PerformerAttention(model.dim, **own, **heads)
         case RFAGateConfig():
@@ -105,6 +104,19 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return LightningAttention(model.dim, **own, layer=place.layer, depth=place.depth, **heads)
         case _:
             assert_never(config)
+
+
+def _horizon(config: LinearConfig, place: Place) -> int | None:
+    """Tokens of the longest input, for the map that has to know.
+
+    Raises:
+        ValueError: a horizon that the task's inputs go beyond.
+    """
+    if config.map != "cosine":
+        return None
+    if config.horizon is not None and config.horizon < place.max_length:
+        raise ValueError(f"mixer.horizon ({config.horizon}) must be at least the longest input ({place.max_length})")
+    return config.horizon or place.max_length
 
 
 def _without_heads(config: NoneConfig | GatedConvConfig, model: ModelConfig) -> Mixer:

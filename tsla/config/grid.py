@@ -137,8 +137,11 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
             config = compose(arguments)
         except ConfigError as error:
             found += error.problems
-        if every and found and all(re.match(r"mixer=\w+ needs model\.causal=", problem) for problem in found):
-            continue
+        others = [problem for problem in found if not re.match(r"mixer=\w+ needs model\.causal=", problem)]
+        if every and found:
+            if not others:
+                continue
+            found = others
         for problem in found:
             problems.setdefault(problem, []).append(name)
         if not found:

@@ -47,6 +47,7 @@ class Mixer(nn.Module):
     """
 
     supports: frozenset[str] = frozenset()
+    state_type: type | None = None  # of the states that `extend` returns; None: any
 
     def __init__(self, dim: int, *, width: int, causal: bool) -> None:
         super().__init__()
@@ -117,6 +118,9 @@ class Mixer(nn.Module):
         if not self.causal:
             raise ValueError("extend needs causal=True: a later token would change earlier outputs")
         self.check_input(x, None, mask)
+        if state is not None and self.state_type is not None and not isinstance(state, self.state_type):
+            raise ValueError(f"state must be a {self.state_type.__name__}, as extend returns it, "
+                             f"got {type(state).__name__}")  # fmt: skip
         if state is not None and state.length.shape != x.shape[:1]:
             raise ValueError(f"state must be of {x.shape[0]} sequences, as x is, got {tuple(state.length.shape)}")
 
@@ -280,5 +284,6 @@ def positions(mask: Tensor | None, x: Tensor, offset: Tensor | None = None) -> T
 
     Counting real tokens makes left padding, right padding and no padding the same.
     """
-    places = torch.arange(x.shape[1], device=x.device) if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
-    return places if offset is None else places + offset[:, None]
+    places = torch.arange(x.shape[1], device=x.device) if mask is None else mask.cumsum(-1) - 1
+    places = places if offset is None else places + offset[:, None]
+    return places if mask is None else places.clamp(min=0)

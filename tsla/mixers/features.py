@@ -9,6 +9,8 @@ from tsla.mixers.base import MODES, HeadMixer, State, positions
 from tsla.ops import linear_attention
 from tsla.ops.types import Attended, KernelState, accumulation_dtype, full_precision
 
+TINY = 1e-30  # beside sums of any size but what float32 could not divide by
+
 
 class FeatureMap(nn.Module):
     """phi of queries and of keys, ``(b, heads, n, d) -> (b, heads, n, dim_out)``, in float32 at least.
@@ -25,7 +27,7 @@ class FeatureMap(nn.Module):
 
     positive: bool = True  # no weight phi(q).phi(k) is below 0
     placed: bool = False  # `forward` takes the position of each token
-    eps: float = 1e-6  # added to the sum of weights; 0 where features have no size of their own
+    eps: float = 1e-6  # added to the sum of weights; `TINY` where features have no size of their own
 
     def __init__(self, dim_out: int) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class FeatureAttention(HeadMixer):
     """
 
     supports = MODES
+    state_type = KernelState
     normalize: bool = True  # divide by the sum of weights
     floor: float = 1e-3
     feature_map: FeatureMap

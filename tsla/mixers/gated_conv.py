@@ -37,6 +37,7 @@ class GatedConv(Mixer):
     """
 
     supports = MODES - {"cross"}
+    state_type = ConvState
 
     def __init__(
         self, dim: int, *, kernel: int = 3, expand: int = 2, causal: bool = False, dropout: float = 0.0

@@ -28,6 +28,8 @@ class HeadSplit(Mixer):
         output_projection: False returns the concatenated heads.
     """
 
+    state_type = SplitState
+
     def __init__(
         self, far: Mixer, near: WindowAttention, *, bias: bool = False, dropout: float = 0.0,
         output_projection: bool = True,
@@ -57,6 +59,7 @@ class HeadSplit(Mixer):
         return far._replace(output=self._join(far.output, near.output))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        self.check_extend(x, state, mask)
         past = SplitState(*state) if state is not None else None
         far, far_state = self.far.extend(x, past and past.far, mask=mask)
         near, near_state = self.near.extend(x, past and past.near, mask=mask)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tsla.mixers.base import HeadOptions
-from tsla.mixers.features import FeatureAttention, FeatureMap
+from tsla.mixers.features import TINY, FeatureAttention, FeatureMap
 from tsla.mixers.linear import HeadLinear
+from tsla.mixers.performer import REACH
 from tsla.ops.checks import check_choice
 
 KINDS = ("softmax", "exp", "max", "joint")
@@ -17,7 +18,7 @@ class HedgehogFeatures(FeatureMap):
     """phi of z = x W_h + b_h, of queries and of keys by themselves; W starts as the identity, b as 0.
 
     softmax  [softmax(z), softmax(-z)]             LoLCATs (arXiv 2410.10254)
-    exp      [exp(z), exp(-z)]                     the paper's main text
+    exp      [exp(z), exp(-z)]                     the paper's main text; of keys, |z| counts as 50 at most
     max      [exp(z - max z), exp(-z + min z)]     LoLCATs
     joint    softmax([2 z, -2 z])                  flash-linear-attention
 
@@ -33,7 +34,7 @@ class HedgehogFeatures(FeatureMap):
         ValueError: another kind, or a width below 1.
     """
 
-    eps = 0.0
+    eps = TINY
 
     def __init__(
         self, heads: int, kv_heads: int, head_dim: int, *, width: int | None = None, kind: str = "softmax"
@@ -55,9 +56,12 @@ class HedgehogFeatures(FeatureMap):
                 return torch.cat([(z - z.amax(-1, keepdim=True)).exp(), (z.amin(-1, keepdim=True) - z).exp()], dim=-1)
             case "joint":
                 return torch.cat([2 * z, -2 * z], dim=-1).softmax(-1)
-            case _:  # a query may be divided by anything: by its largest feature, which exp could not hold
-                most = z.detach().abs().amax(-1, keepdim=True) if is_query else 0.0
+            case _ if is_query:  # may be divided by anything: by its largest feature, which exp could not hold
+                most = z.detach().abs().amax(-1, keepdim=True)
                 return torch.cat([(z - most).exp(), (-z - most).exp()], dim=-1)
+            case _:
+                z = z.clamp(-REACH, REACH)
+                return torch.cat([z.exp(), (-z).exp()], dim=-1)
 
 
 class HedgehogAttention(FeatureAttention):

@@ -52,7 +52,8 @@ class CosineFeatures(FeatureMap):
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         assert places is not None
-        if places.numel() and not places.is_meta and (last := int(places.max())) >= self.horizon:
+        known = not (places.is_meta or torch.compiler.is_exporting())
+        if places.numel() and known and (last := int(places.max())) >= self.horizon:
             raise ValueError(f"input of {last + 1} tokens is longer than the horizon ({self.horizon})")
         angle = (pi / 2 / self.horizon * places.to(x.dtype))[..., None]
         angle = angle[:, None] if angle.dim() == 3 else angle

@@ -23,6 +23,7 @@ class NoMixer(Mixer):
     """
 
     supports = MODES
+    state_type = Seen
 
     def __init__(self, dim: int, *, causal: bool = False) -> None:
         super().__init__(dim, width=dim, causal=causal)

@@ -1,19 +1,19 @@
 """Performer (arXiv 2009.14794): softmax attention in the mean over random features, FAVOR+."""
 
 from math import log
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from tsla.mixers.base import HeadOptions
-from tsla.mixers.features import FeatureAttention, FeatureMap
+from tsla.mixers.features import TINY, FeatureAttention, FeatureMap
 from tsla.ops.checks import check_choice
 
 KINDS = ("positive", "hyperbolic", "relu")
 SCALINGS = ("random", "fixed")
-LARGEST = 40.0  # exponent of a key's feature: float32 holds sums of exp(40) over millions of keys
+REACH = 50.0  # exponents of a key's features go from -50 to 50: float32 holds sums of exp(50) over millions of keys
 
 
 class FavorFeatures(FeatureMap):
@@ -28,11 +28,13 @@ class FavorFeatures(FeatureMap):
 
     A query's largest exponent is taken from all of its own, which changes no average. For keys the field takes the
     largest of all keys, and adds 0.0001 to features: later keys then change what earlier tokens see. Here a key's
-    features depend on it alone. In float32 there is no need: an exponent is at most |w_r|^2 / 2.
+    features depend on it alone: an exponent is at most |w_r|^2 / 2, which is put at 50, and counts as -50 where it is
+    lower than that, as for keys so long that float32 could not hold what they are beside others.
 
     Args:
         head_dim: d.
-        features: of a head, as many rows, or half as many rows if hyperbolic; None = int(d ln d), at least 2.
+        features: of a head, of as many rows, or of half as many if hyperbolic; None = int(d ln d), or the even number
+            below it if hyperbolic, of one row at least.
         kind: see above.
         scaling: ``"random"`` or ``"fixed"``, the radii.
         redraw_every: optimiser steps after which training draws new rows; None = never.
@@ -42,7 +44,7 @@ class FavorFeatures(FeatureMap):
     """
 
     projection: Tensor
-    eps = 0.0
+    eps = TINY
 
     def __init__(
         self, head_dim: int, *, features: int | None = None, kind: str = "hyperbolic", scaling: str = "random",
@@ -76,7 +78,7 @@ class FavorFeatures(FeatureMap):
         if is_query:  # any number will do: it is the query's own
             return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
         most = rows.square().sum(-1).amax() / 2  # a bound for all keys there may ever be, so it does not depend on them
-        return (exponent - x.square().sum(-1, keepdim=True) / 2 - (most - LARGEST).clamp(min=0)).exp() * size
+        return (exponent - x.square().sum(-1, keepdim=True) / 2 - most + REACH).clamp(min=-REACH).exp() * size
 
 
 def orthogonal_rows(
@@ -87,18 +89,19 @@ def orthogonal_rows(
     scaling: their lengths: ``"random"``, as of a Gaussian vector, or ``"fixed"``, sqrt(width).
     """
     *others, count, width = shape
-    q, r = torch.linalg.qr(torch.randn(*others, -(-count // width), width, width, generator=generator))
+    kind: dict[str, Any] = {"generator": generator, "dtype": torch.float32}  # whatever the default is
+    q, r = torch.linalg.qr(torch.randn(*others, -(-count // width), width, width, **kind))
     signed = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # without signs some directions are likelier
     directions = signed.transpose(-1, -2).flatten(-3, -2)[..., :count, :]
     if scaling == "fixed":
         return directions * width**0.5
-    return directions * torch.randn(shape, generator=generator).norm(dim=-1, keepdim=True)
+    return directions * torch.randn(shape, **kind).norm(dim=-1, keepdim=True)
 
 
 def check_redraw_every(steps: int | None) -> int | None:
     """`steps`, if it is a number of steps or None."""
-    if steps is not None and steps < 1:
-        raise ValueError(f"redraw_every ({steps}) must be at least 1, or None for never")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise ValueError(f"redraw_every ({steps}) must be a whole number of at least 1, or None for never")
     return steps
 
 

@@ -61,7 +61,7 @@ class RandomFeatures(FeatureMap):
         self.projection.copy_(orthogonal_rows(*self.projection.shape, generator=generator))
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
-        rows = per_query_head(self.projection * self.sigma[:, None], x.shape[1]).to(x.dtype)
+        rows = per_query_head(self.projection.to(x.dtype) * self.sigma[:, None].to(x.dtype), x.shape[1])
         turned = unit(x) @ rows.transpose(-1, -2)
         size = rows.shape[-2] ** -0.5
         if self.kind == "arccos":
@@ -101,6 +101,7 @@ class RFAGateAttention(RFAAttention):
 
     supports = MODES - {"bidirectional", "cross"}
     decays = True
+    floor = 1e-5  # a gate near 1 writes little: 1 - g is part of each sum, and is not to come under the floor
 
     def __init__(
         self, dim: int, *, features: int | None = None, kind: str = "gaussian", redraw_every: int | None = 1,

@@ -23,6 +23,7 @@ class SoftmaxAttention(HeadMixer):
     """Attention with weights exp(q.k / sqrt(head_dim)), by torch's fused kernels. Its state grows with every token."""
 
     supports = MODES
+    state_type = KeyValueCache
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:

@@ -30,6 +30,7 @@ class TaylorAttention(HeadMixer):
     """
 
     supports = MODES
+    state_type = KernelState
     default_head_dim = 16
 
     def __init__(

@@ -31,6 +31,7 @@ class TaylorShiftAttention(HeadMixer):
     """
 
     supports = MODES
+    state_type = KernelState
     default_head_dim = 16
 
     def __init__(

@@ -29,6 +29,8 @@ class TokenShift(Mixer):
         inner: the mixer that reads the shifted tokens: any.
     """
 
+    state_type = ShiftState
+
     def __init__(self, inner: Mixer) -> None:
         self.supports = inner.supports
         super().__init__(inner.dim, width=inner.width, causal=inner.causal)

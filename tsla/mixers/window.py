@@ -31,6 +31,7 @@ class WindowAttention(HeadMixer):
     """
 
     supports = MODES - {"cross"}
+    state_type = WindowState
 
     def __init__(self, dim: int, *, window: int = 64, **options: Unpack[HeadOptions]) -> None:
         if window < 0:

@@ -71,7 +71,7 @@ def _once(weights: Weights) -> dict[str, Tensor]:
             first = net.get(key[len(COPY) :])
             if first is None or not isinstance(weight, Tensor) or not isinstance(first, Tensor):
                 raise ValueError(f"{key} must be the copy of a tensor net.{key[len(COPY) :]}, which is not there")
-            if first.shape != weight.shape or not torch.equal(first, weight):
+            if first.shape != weight.shape or not (first.is_meta or weight.is_meta or torch.equal(first, weight)):
                 raise ValueError(f"{key} must equal net.{key[len(COPY) :]}, of which it is the copy")
         elif not key.startswith("net.") and key != COUNTER:
             raise ValueError(f"{key} is not a weight of a Performer: those begin with net.layers.")
