@@ -173,7 +173,7 @@ class RandomConfig(HeadsConfig):
     """The options of mixers with random features."""
 
     features: int | None = option(
-        None, "of a head; null = int(d ln d) for performer, of 64 random vectors for rfa", low=1
+        None, "of a head; null = int(d ln d) for performer, of max(d, 32) random vectors for rfa", low=1
     )
     redraw_every: int | None = option(1000, "optimiser steps after which training draws new ones; null = never", low=1)
 

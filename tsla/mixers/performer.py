@@ -67,6 +67,10 @@ class FavorFeatures(FeatureMap):
         """New rows, by a generator of the CPU or torch's own."""
         self.projection.copy_(orthogonal_rows(*self.projection.shape, scaling=self.scaling, generator=generator))
 
+    def shift(self) -> Tensor:
+        """What is added to the exponents of keys, whatever they are: that of the longest row then comes to `REACH`."""
+        return REACH - self.projection.square().sum(-1).amax() / 2
+
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         rows = self.projection.to(x.dtype)
         x, size = x * x.shape[-1] ** -0.25, self.dim_out**-0.5
@@ -77,8 +81,7 @@ class FavorFeatures(FeatureMap):
             exponent = torch.cat([exponent, -exponent], dim=-1)
         if is_query:  # any number will do: it is the query's own
             return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
-        most = rows.square().sum(-1).amax() / 2  # a bound for all keys there may ever be, so it does not depend on them
-        return (exponent - x.square().sum(-1, keepdim=True) / 2 - most + REACH).clamp(min=-REACH).exp() * size
+        return (exponent - x.square().sum(-1, keepdim=True) / 2 + self.shift()).clamp(min=-REACH).exp() * size
 
 
 def orthogonal_rows(

@@ -13,6 +13,7 @@ from tsla.mixers.performer import check_redraw_every, orthogonal_rows
 from tsla.ops.checks import check_choice
 
 KINDS = ("gaussian", "arccos")
+FEWEST = 32  # random vectors that a head has by default
 SHORTEST, LONGEST = 10.0, 100.0  # tokens after which a head of RFA-Gate has forgotten all but 1/e, at the start
 
 
@@ -27,8 +28,8 @@ class RandomFeatures(FeatureMap):
     Args:
         kv_heads: g.
         head_dim: d.
-        features: of a head; gaussian ones come in pairs. None = 64 rows, as in the paper, whatever d: with few, sums of
-            weights come near 0.
+        features: of a head; gaussian ones come in pairs. None = of d rows, as in the paper, but of 32 at least: with
+            few, sums of weights come near 0.
         kind: see above.
         redraw_every: optimiser steps after which training draws new rows; None = never.
 
@@ -45,7 +46,7 @@ class RandomFeatures(FeatureMap):
     ) -> None:  # fmt: skip
         self.kind = check_choice("kind", kind, KINDS)
         each = 2 if kind == "gaussian" else 1
-        features = 64 * each if features is None else features
+        features = max(head_dim, FEWEST) * each if features is None else features
         if features < 1 or features % each:
             raise ValueError(f"features ({features}) must be at least {each}" + " and even" * (each - 1))
         super().__init__(features)
