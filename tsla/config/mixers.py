@@ -206,7 +206,6 @@ class RFAConfig(RandomConfig):
 
     name: str = option("rfa", "the mechanism", choices=("rfa",))
     kind: str = option("gaussian", "sines and cosines, or ReLU's", choices=("gaussian", "arccos"))
-    redraw_every: int | None = option(1, "optimiser steps after which training draws new ones; null = never", low=1)
 
     def paired(self) -> bool:
         """Sine and cosine."""

@@ -31,7 +31,7 @@ class RandomFeatures(FeatureMap):
         features: of a head; gaussian ones come in pairs. None = of d rows, as in the paper, but of 32 at least: with
             few, sums of weights come near 0.
         kind: see above.
-        redraw_every: optimiser steps after which training draws new rows; None = never.
+        redraw_every: optimiser steps after which training draws new rows, 1 in the paper; None = never.
 
     Raises:
         ValueError: another kind; features below 1 or, if gaussian, not even; redraw_every below 1.
@@ -42,7 +42,7 @@ class RandomFeatures(FeatureMap):
 
     def __init__(
         self, kv_heads: int, head_dim: int, *, features: int | None = None, kind: str = "gaussian",
-        redraw_every: int | None = 1,
+        redraw_every: int | None = 1000,
     ) -> None:  # fmt: skip
         self.kind = check_choice("kind", kind, KINDS)
         each = 2 if kind == "gaussian" else 1
@@ -82,7 +82,7 @@ class RFAAttention(FeatureAttention):
     """
 
     def __init__(
-        self, dim: int, *, features: int | None = None, kind: str = "gaussian", redraw_every: int | None = 1,
+        self, dim: int, *, features: int | None = None, kind: str = "gaussian", redraw_every: int | None = 1000,
         **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         super().__init__(dim, **options)
@@ -105,7 +105,7 @@ class RFAGateAttention(RFAAttention):
     floor = 1e-5  # a gate near 1 writes little: 1 - g is part of each sum, and is not to come under the floor
 
     def __init__(
-        self, dim: int, *, features: int | None = None, kind: str = "gaussian", redraw_every: int | None = 1,
+        self, dim: int, *, features: int | None = None, kind: str = "gaussian", redraw_every: int | None = 1000,
         **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         super().__init__(dim, features=features, kind=kind, redraw_every=redraw_every, **options)
