@@ -164,7 +164,7 @@ def build(
     for parameter in mixer.parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, mean=1.0)
-        elif not parameter.any():  # a token's own say on decay, which starts at 0
+        elif not parameter.is_meta and not parameter.any():  # a token's own say on decay, which starts at 0
             torch.nn.init.normal_(parameter, std=0.3)
     return mixer.to(dtype).eval()
 

@@ -22,15 +22,14 @@ def copy(tmp_path_factory):
     for name in ("pyproject.toml", "requirements.lock", "CHANGELOG.md", "CITATION.cff", "README.md"):
         shutil.copy(ROOT / name, root)
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a mechanism")[2].partition("\n## ")[0]
-    module, options, case, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)
+    module, options, imports, case, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)
     (root / "tsla/mixers/squared.py").write_text(module)
     (root / "configs/mixer/squared.yaml").write_text(yaml)
     _edit(
         root / "tsla/config/mixers.py", "MixerConfig = (\n", f"{options}\n\nMixerConfig = (\n    SquaredConfig\n    | "
     )
     _edit(root / "tsla/build_mixer.py", "        case _:\n", f"{case}        case _:\n")
-    _edit(root / "tsla/build_mixer.py", "\n\nclass Place", "\nfrom tsla.config.mixers import SquaredConfig\n"
-          "from tsla.mixers.squared import SquaredAttention\n\n\nclass Place")  # fmt: skip
+    _edit(root / "tsla/build_mixer.py", "\n\nclass Place", f"\n{imports}\n\nclass Place")
     return root
 
 

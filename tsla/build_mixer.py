@@ -120,16 +120,10 @@ def _horizon(config: LinearConfig, place: Place) -> int | None:
 
 
 def _without_heads(config: NoneConfig | GatedConvConfig, model: ModelConfig) -> Mixer:
-    match config:
-        case NoneConfig():
-            return NoMixer(model.dim, causal=model.causal)
-        case GatedConvConfig():
-            dropout = model.dropout if config.dropout is None else config.dropout
-            return GatedConv(
-                model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout
-            )
-        case _:
-            assert_never(config)
+    if isinstance(config, NoneConfig):
+        return NoMixer(model.dim, causal=model.causal)
+    dropout = model.dropout if config.dropout is None else config.dropout
+    return GatedConv(model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout)
 
 
 def _own_options(config: HeadsConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Grouping: what is one row, how it is called, in what order rows stand."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -329,3 +330,18 @@ def test_tasks_whose_names_look_alike_have_different_files(tmp_path):
         report_runs.write(tmp_path / str(at), task=task)
     names = _file_names(tables(tmp_path).tasks)
     assert len(set(names)) == 6 and all(name.replace("-", "").isalnum() and name.isascii() for name in names)
+
+
+def test_students_of_other_teachers_or_other_ways_are_no_seeds_of_each_other(tmp_path):
+    """And none of them is a run that was trained from the start."""
+    for name, asked in {"a": {"lora": 0}, "b": {"lora": 8}, "c": {"lora": 8}, "d": None}.items():
+        run = report_runs.write(tmp_path / name, mixer="hedgehog", seed=int(name == "c"))
+        if asked is not None:
+            told = {"teacher": "t", "mixer": ["mixer=hedgehog"], "seed": int(name == "c"), "out": name, **asked}
+            (run / "distill.yaml").write_text(json.dumps(told))
+    (table,) = make_tables(find_runs([tmp_path])).tasks
+    found = {group.variant: [run.path.name for run in group.runs] for group in table.groups}
+    assert found == {
+        "distill.lora=0 distill.teacher=t": ["a"], "distill.lora=8 distill.teacher=t": ["b", "c"],
+        "distill.lora=absent distill.teacher=absent": ["d"],
+    }  # fmt: skip

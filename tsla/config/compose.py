@@ -51,7 +51,7 @@ def compose(arguments: Sequence[str]) -> Config:
 
 
 def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) -> Config:
-    """`config` with another mixer, which `mixer=name` and `mixer.option=value` arguments give.
+    """`config` with another mixer, or with other options of its own: `mixer=name` and `mixer.option=value`.
 
     Args:
         config: of a run.
@@ -62,8 +62,6 @@ def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) ->
         ConfigError: with every problem found.
     """
     choices, values, problems = _sort_arguments(arguments)
-    if "mixer" not in choices and not problems:
-        problems.append(f"give mixer=NAME, one of {', '.join(group_choices('mixer'))}")
     name = choices.get("mixer", config.mixer.name)
     data = asdict(config)
     own = {f.name for f in fields(members("mixer")[name])}

@@ -119,6 +119,8 @@ def student_config(teacher: Config, asked: Distillation) -> Config:
     """
     if problems := [*_teacher_problems(teacher)]:
         raise ConfigError([f"{asked.teacher}: {problem}" for problem in problems])
+    if not any(argument.startswith("mixer=") for argument in asked.mixer):
+        raise ConfigError([f"give mixer=NAME, one of {', '.join(students())}"])
     config = with_mixer(replace(teacher, model=replace(teacher.model, layers=[])), asked.mixer, KEPT)
     if isinstance(config.mixer, NoneConfig) or not isinstance(config.mixer, HeadsConfig):
         raise ConfigError([f"mixer={config.mixer.name} has no attention that could learn from softmax: it takes one of "

@@ -150,7 +150,7 @@ def _lines(axis: Any, look: Look, curves: list[tuple[Floats, Floats]], *, marked
         grid = np.linspace(start, end, POINTS)
     if len(grid):
         mean = np.mean([np.interp(grid, x, y) for x, y in curves], axis=0)
-        alone = marked and len(grid) < 3  # too short for a line to show
+        alone = len(grid) < (3 if marked else 2)  # too short for a line to show
         axis.plot(
             grid, mean, color=look.color, linestyle=look.dashes, linewidth=1.7,
             marker=look.marker if alone else "", markersize=4,

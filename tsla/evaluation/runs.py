@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 LONGEST_NAME, LONGEST_TEXT = 80, 4000  # characters of a name, and of a command, a path or an option
 LARGEST = 1e18  # of any number in a result: no count or score of ours comes near
 MOST_CLASSES = 20  # a larger confusion matrix is not read: nobody could read it on a page either
-BYTES = {"config.yaml": 2**20, "result.json": 2**23, "metrics.csv": 2**28, "confusion.csv": 2**20}  # at most
+BYTES = {  # at most
+    "config.yaml": 2**20,
+    "distill.yaml": 2**20,
+    "result.json": 2**23,
+    "metrics.csv": 2**28,
+    "confusion.csv": 2**20,
+}
+
+TOLD_ALREADY = ("mixer", "seed", "out", "rows", "finetune_")  # options of distill.yaml, by config.yaml or by nothing
 
 TEXTS = ("task", "mixer", "monitor", "command")  # of result.json, and the others by their types
 COUNTS = ("seed", "params", "steps", "state_bytes", "peak_memory_bytes", "best_step")
@@ -147,6 +155,9 @@ def _read_run(path: Path, *, searched: bool) -> Run | None:
         if searched:
             return None
         raise ValueError(f"{path / 'config.yaml'} is not the config of a run: it has no task.name or no mixer.name")
+    if (path / "distill.yaml").exists():  # which asked for what config.yaml does not tell
+        asked = _read_config(path / "distill.yaml")
+        config |= {f"distill.{key}": value for key, value in asked.items() if not key.startswith(TOLD_ALREADY)}
     return Run(
         path=path,
         config=config,

@@ -159,8 +159,10 @@ class LinearAttention(FeatureAttention):
         self, dim: int, *, map: str = "elu", horizon: int | None = None, **options: Unpack[HeadOptions]
     ) -> None:  # fmt: skip
         check_choice("map", map, MAPS)
-        if (horizon is None) == (map == "cosine"):
-            raise ValueError(f"horizon ({horizon}) must be given for map='cosine', and for it alone, got map={map!r}")
+        if map == "cosine" and horizon is None:
+            raise ValueError("map='cosine' needs a horizon: the tokens of the longest input")
+        if map != "cosine" and horizon is not None:
+            raise ValueError(f"horizon ({horizon}) is for map='cosine' alone, got map={map!r}")
         super().__init__(dim, **options)
         self.feature_map = self._make(map, horizon)
         if self.feature_map.placed:
