@@ -2,6 +2,7 @@
 
 import traceback
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
+import tsla
 from tsla import build
 from tsla.config.compose import compose
 from tsla.tasks.digits import Digits
@@ -30,6 +32,7 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 ROWS = {"_training_row", "check", "__iter__", "__getitems__"}  # where it may: rows, the guard's look, making a batch
 ENCODER, LANGUAGE = (*runs.LISTOPS, "model.pool=attention"), runs.MQAR
 STEPS = 23
+OURS = f"{Path(tsla.__file__).parent}/"  # the package, wherever the repository is and whatever it is called
 
 
 class Waits(TorchDispatchMode):
@@ -46,7 +49,7 @@ class Waits(TorchDispatchMode):
         boolean = name in INDEXED and any(x is not None and x.dtype == torch.bool for x in args[1])
         sized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is not None
         if boolean or (name in WAITS and not sized):
-            frames = [frame for frame in traceback.extract_stack() if "/tsla/" in frame.filename]
+            frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(OURS)]
             names = {frame.name for frame in frames}
             place = f"{name} in {frames[-1].name}" if frames else f"{name} in a library"
             (self.allowed if names & ROWS else self.found)[place] += 1

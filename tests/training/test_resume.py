@@ -235,7 +235,7 @@ def test_each_process_gets_back_what_it_has_counted(rank, monkeypatch):
     monkeypatch.setattr(Learner, "trainer", SimpleNamespace(global_rank=rank))
     counted = [
         {name: torch.stack([getattr(metric, name) + at for at in (1, 5)]) for name in metric._defaults}
-        for metric in (learner.train_loss, *learner.train_scores.values())
+        for metric in (learner.train_loss, *learner.train_scores.values(), learner.train_aux)
     ]
     learner.on_load_checkpoint({"since_row": counted})
     assert float(learner.train_loss.total) == float(learner.train_loss.weight) == (1, 5)[rank]

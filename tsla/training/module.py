@@ -36,6 +36,7 @@ class Learner(L.LightningModule):
         self.run = torch.compile(run, dynamic=True) if compiled else run
         self.train_loss, self.val_loss = WeightedMean(), WeightedMean()  # of training: since the last row
         self.train_aux = WeightedMean()  # of the batches to which the model added a loss
+        self.adds_loss = False  # whether it does; known without a look at the device
         self.train_scores, self.val_scores = objective.scores(training=True), objective.scores()
         self.guard = FiniteGuard()  # a callback, which goes before all others
         self.batch_shape = (0, 0)  # rows and padded length of the batch in hand, for messages
@@ -54,6 +55,7 @@ class Learner(L.LightningModule):
         self.train_loss.update(loss.detach(), len(answers.targets))
         self.objective.update(self.train_scores, answers)
         if answers.aux is not None:
+            self.adds_loss = True
             self.train_aux.update(answers.aux.detach(), 1)
             loss = loss + answers.aux
         self.loss_sum = self.loss_sum + loss.detach()

@@ -129,7 +129,7 @@ class Recorder(L.Callback):
         metrics = {
             "train/loss": plain(module.train_loss.compute()),
             **{f"train/{name}": plain(value) for name, value in module.train_scores.compute().items()},
-            **({"train/aux": plain(module.train_aux.compute())} if module.train_aux.weight else {}),
+            **({"train/aux": plain(module.train_aux.compute())} if module.adds_loss else {}),
             "optim/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "perf/tokens_per_second": tokens / seconds,
         }
