@@ -16,25 +16,29 @@ TABLES = ("alibi", "paper", "retention", "none")
 
 
 @dataclass
-class NoneConfig:
-    """No mixing: the control row."""
+class MixerOptions:
+    """What every mixer has."""
 
     directions = DIRECTIONS  # what model.causal may ask of it; no option, so without an annotation
 
-    name: str = option("none", "the mechanism", choices=("none",))
+    name: str = option("", "the mechanism")
 
     def problems(self, dim: int) -> Iterator[str]:
-        """What its options, and the width of the model, do not let together."""
+        """What its own options, and the width of the model, do not let together."""
         return iter(())
 
 
 @dataclass
-class HeadsConfig:
+class NoneConfig(MixerOptions):
+    """No mixing: the control row."""
+
+    name: str = option("none", "the mechanism", choices=("none",))
+
+
+@dataclass
+class HeadsConfig(MixerOptions):
     """The options of every mixer with heads."""
 
-    directions = DIRECTIONS
-
-    name: str = option("", "the mechanism")
     heads: int = option(8, "query heads, local ones included", low=1)
     head_dim: int | None = option(None, "width of a query or key head; null = dim / heads", low=1)
     value_dim: int | None = option(None, "width of a value head; null = dim / heads", low=1)
@@ -47,10 +51,6 @@ class HeadsConfig:
     token_shift: bool = option(False, "read half of each token's channels from the token before it")
     local_heads: int = option(0, "how many of the heads are exact softmax in a window instead", low=0)
     local_window: int = option(32, "how far the local heads see", low=0)
-
-    def problems(self, dim: int) -> Iterator[str]:
-        """What its options, and the width of the model, do not let together; of a mechanism, beside the heads."""
-        return iter(())
 
 
 @dataclass
@@ -139,19 +139,13 @@ class WindowConfig(HeadsConfig):
 
 
 @dataclass
-class GatedConvConfig:
+class GatedConvConfig(MixerOptions):
     """A gated convolution over a few tokens, the local layer of Based."""
-
-    directions = DIRECTIONS
 
     name: str = option("gated_conv", "the mechanism", choices=("gated_conv",))
     kernel: int = option(3, "tokens seen: up to the token if causal, else around it", low=1)
     expand: int = option(2, "width of the convolution over dim", low=1)
     dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
-
-    def problems(self, dim: int) -> Iterator[str]:
-        """What its options, and the width of the model, do not let together."""
-        return iter(())
 
 
 @dataclass
@@ -172,9 +166,7 @@ class LinearConfig(HeadsConfig):
 class RandomConfig(HeadsConfig):
     """The options of mixers with random features."""
 
-    features: int | None = option(
-        None, "of a head; null = int(d ln d) for performer, of max(d, 32) random vectors for rfa", low=1
-    )
+    features: int | None = option(None, "of a head", low=1)
     redraw_every: int | None = option(1000, "optimiser steps after which training draws new ones; null = never", low=1)
 
     def paired(self) -> bool:
@@ -192,6 +184,7 @@ class PerformerConfig(RandomConfig):
     """Performer: softmax attention in the mean over random features, FAVOR+."""
 
     name: str = option("performer", "the mechanism", choices=("performer",))
+    features: int | None = option(None, "of a head, in pairs if hyperbolic; null = head_dim * ln(head_dim)", low=1)
     kind: str = option("hyperbolic", "positive features, pairs of them, or ReLU's", choices=FAVOR)
     scaling: str = option("random", "lengths of the random vectors, or all sqrt(head_dim)", choices=("random", "fixed"))
 
@@ -205,6 +198,7 @@ class RFAConfig(RandomConfig):
     """Random feature attention."""
 
     name: str = option("rfa", "the mechanism", choices=("rfa",))
+    features: int | None = option(None, "of a head, in pairs if gaussian; null = of max(head_dim, 32) vectors", low=1)
     kind: str = option("gaussian", "sines and cosines, or ReLU's", choices=("gaussian", "arccos"))
 
     def paired(self) -> bool:

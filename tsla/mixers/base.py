@@ -98,7 +98,9 @@ class Mixer(nn.Module):
     def check_input(
         self, x: Tensor, context: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None = None
     ) -> None:  # fmt: skip
-        """Raise ValueError unless these have the shapes and types `mix` names."""
+        """Raise ValueError unless these have the shapes and types `mix` names, and a context can be read."""
+        if context is not None:
+            self.need("cross")
         keys = x if context is None else context
         for name, y in (("x", x), ("context", keys)):
             if y.dim() != 3 or y.shape[-1] != self.dim:
@@ -233,11 +235,9 @@ class HeadMixer(Mixer):
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Mixed:  # fmt: skip
-        if context is not None:
-            self.need("cross")
-            if self.causal or self.rotary:
-                raise ValueError("cross-attention has no order between x and context: causal and rotary must be False")
         self.check_input(x, context, mask, cu_seqlens)
+        if context is not None and (self.causal or self.rotary):
+            raise ValueError("cross-attention has no order between x and context: causal and rotary must be False")
         q, k, v = self._project(x, x if context is None else context)
         if cu_seqlens is None:
             return Mixed(self._merge(self._attend(q, k, v, x, mask), x))

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tsla.mixers.base import MODES, HeadMixer, State, positions
@@ -112,12 +111,6 @@ class FeatureAttention(HeadMixer):
             normalize=self.normalize, eps=0.0 if floored else self.feature_map.eps,
             floor=self.floor if floored else 0.0, state=state, return_state=keep,
         )  # fmt: skip
-
-
-def unit(x: Tensor) -> Tensor:
-    """x / |x| along the last axis; a row of zeros, as of padding, stays zero and has a finite gradient."""
-    square = x.square().sum(-1, keepdim=True)
-    return x * torch.where(square == 0, 1.0, square).rsqrt()
 
 
 def per_query_head(x: Tensor, heads: int) -> Tensor:

@@ -57,8 +57,6 @@ class GatedConv(Mixer):
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Mixed:  # fmt: skip
-        if context is not None:
-            self.need("cross")
         self.check_input(x, context, mask, cu_seqlens)
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         near = self._alone(u, mask) if cu_seqlens is None else each_sequence(self._alone, u, cu_seqlens, mask)

@@ -52,8 +52,7 @@ class HeadSplit(Mixer):
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, side: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Mixed:  # fmt: skip
-        if context is not None:
-            self.need("cross")
+        self.check_input(x, context, mask, cu_seqlens)
         far = self.far.mix(x, mask=mask, side=side, cu_seqlens=cu_seqlens)
         near = self.near.mix(x, mask=mask, cu_seqlens=cu_seqlens)
         return far._replace(output=self._join(far.output, near.output))

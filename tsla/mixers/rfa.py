@@ -8,9 +8,10 @@ from torch.nn.functional import relu
 
 from tsla.mixers.base import MODES, HeadOptions
 from tsla.mixers.decay import Decay
-from tsla.mixers.features import FeatureAttention, FeatureMap, Weighed, per_query_head, unit
+from tsla.mixers.features import FeatureAttention, FeatureMap, Weighed, per_query_head
 from tsla.mixers.performer import check_redraw_every, orthogonal_rows
 from tsla.ops.checks import check_choice
+from tsla.ops.norm import unit
 
 KINDS = ("gaussian", "arccos")
 FEWEST = 32  # random vectors that a head has by default

@@ -9,6 +9,7 @@ from tsla.mixers.base import MODES, HeadMixer, HeadOptions, State
 from tsla.ops import taylor_attention, taylor_feature_dim
 from tsla.ops.attention import FORMS
 from tsla.ops.checks import check_choice, check_crossover, check_polynomial
+from tsla.ops.norm import unit
 from tsla.ops.types import KernelState, accumulation_dtype
 
 
@@ -72,12 +73,8 @@ class TaylorShiftAttention(HeadMixer):
         return size * self.kv_heads * taylor_feature_dim(self.head_dim, order=2) * (self.value_dim + 1)
 
     def _unit(self, x: Tensor) -> Tensor:
-        """x / |x| in float32 at least; a row of zeros, as of padding, stays zero and has a finite gradient."""
-        if not self.normalize:
-            return x
-        x = x.to(accumulation_dtype(x.dtype))
-        square = x.square().sum(-1, keepdim=True)
-        return x * torch.where(square == 0, 1.0, square).rsqrt()
+        """x / |x| in float32 at least, if this mixer divides by lengths."""
+        return unit(x.to(accumulation_dtype(x.dtype))) if self.normalize else x
 
     def _scaled(self, q: Tensor) -> Tensor:
         q = self._unit(q) * self.temperature[:, None, None]

@@ -1,5 +1,6 @@
 """Norms without parameters."""
 
+import torch
 from torch import Tensor
 
 from tsla.ops.types import accumulation_dtype
@@ -12,3 +13,9 @@ def srms_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
     """
     wide = x.to(accumulation_dtype(x.dtype))
     return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| along the last dimension; a row of zeros, as of padding, stays zero and has a finite gradient."""
+    square = x.square().sum(-1, keepdim=True)
+    return x * torch.where(square == 0, 1.0, square).rsqrt()
