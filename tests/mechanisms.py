@@ -98,13 +98,19 @@ OTHERS = {"none", "taylor_poly", "gated_conv"}  # named otherwise here
 def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bool = False, **options: Any) -> Mixer:
     """A mixer that has no line here, from its dataclass: all is proved of it but its formula."""
     model = EncoderConfig(dim=dim, causal=causal, positions="rotary" if rotary else "none")
-    return build_mixer(replace(config, **options), model, Place(0, 2, 5000))
+    return build_mixer(replace(config, **options), model, Place(0, 2, 5000, {}))
 
 
 NEW = {name: cls for name, cls in members("mixer").items() if name not in (*HEADS, *OTHERS)}
 HEADS |= {name: partial(by_config, cls()) for name, cls in NEW.items() if issubclass(cls, HeadsConfig)}
-CONVOLUTIONS = {"conv": {}, "conv, wide": {"kernel": 6, "expand": 1}}
-BARE = ("none", *CONVOLUTIONS)  # without heads and their options
+OWN = {  # without the options of heads
+    "none": NoMixer,
+    "conv": GatedConv,
+    "conv, wide": lambda dim, **x: GatedConv(dim, kernel=6, expand=1, **x),
+}
+BARE = tuple(OWN)
+STREAMS: tuple[str, ...] = ()  # those that give a second stream
+LOSSES: tuple[str, ...] = ()  # those that add a loss
 NAMES = (*BARE, "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
 WITH_OPTIONS = [(name, "plain") for name in BARE] + [
@@ -148,10 +154,8 @@ def build(
     """
     causal = directions(name)[0] if causal is None else causal
     options = {"heads": 4, "causal": causal, **OPTIONS[kind], **more}
-    if name == "none":
-        mixer: Mixer = NoMixer(DIM, causal=causal)
-    elif name in CONVOLUTIONS:
-        mixer = GatedConv(DIM, causal=causal, **CONVOLUTIONS[name], **more)
+    if name in OWN:
+        mixer: Mixer = OWN[name](DIM, causal=causal, **more)
     elif name == "split":
         joined = {key: options.pop(key) for key in ("output_projection", "dropout") if key in options}
         joined["bias"] = options.get("bias", False)

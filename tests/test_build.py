@@ -101,10 +101,10 @@ def test_the_config_refuses_the_directions_that_the_mixer_does(name, causal):
     config = members("mixer")[name]()
     model = replace(compose(BASE).model, causal=causal)
     if direction in config.directions:
-        assert direction in build_mixer(config, model, Place(0, 1, 64)).supports
+        assert direction in build_mixer(config, model, Place(0, 1, 64, {})).supports
     else:
         with pytest.raises(ValueError, match=f"does not support '{direction}'"):
-            build_mixer(config, model, Place(0, 1, 64))
+            build_mixer(config, model, Place(0, 1, 64, {}))
 
 
 @pytest.mark.parametrize("name", ["taylor", "softmax", "window"])

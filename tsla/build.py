@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 from tsla.build_mixer import Place, build_mixer, named_mixer
 from tsla.config import Config, ConfigError
@@ -72,9 +73,10 @@ def build_model(model: ModelConfig, mixer: MixerConfig, spec: TaskSpec) -> Model
     """
     longest = spec.max_length + (model.pool == "cls")  # whose token goes first
     pattern = [named_mixer(name, mixer, model) for name in model.layers] or [mixer]
+    shared: dict[str, nn.Module] = {}
 
     def layer_mixer(layer: int) -> Mixer:
-        return build_mixer(pattern[layer % len(pattern)], model, Place(layer, model.depth, longest))
+        return build_mixer(pattern[layer % len(pattern)], model, Place(layer, model.depth, longest, shared))
 
     match model:
         case EncoderConfig():

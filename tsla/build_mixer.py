@@ -3,6 +3,8 @@
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, assert_never
 
+from torch import nn
+
 from tsla.config.mixers import (
     GatedConvConfig,
     HeadsConfig,
@@ -47,11 +49,15 @@ from tsla.ops import taylor_crossover
 
 
 class Place(NamedTuple):
-    """Where a mixer stands: its layer from 0 of so many, and the longest input the task has, in tokens."""
+    """Where a mixer stands: its layer from 0 of so many, and the longest input the task has, in tokens.
+
+    shared: modules that mixers of several layers have in common, by name; the first that needs one puts it there.
+    """
 
     layer: int
     depth: int
     max_length: int
+    shared: dict[str, nn.Module]
 
 
 def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:

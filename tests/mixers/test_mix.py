@@ -13,9 +13,11 @@ from mechanisms import (
     DIM,
     EVERY_WAY,
     HEADS,
+    LOSSES,
     NAMES,
     NEW,
     OPTIONS,
+    STREAMS,
     WITH_OPTIONS,
     build,
     directions,
@@ -61,7 +63,8 @@ def test_shape(name, kind, causal):
     assert mixer.width == (2 if name == "split" else 1) * (20 if kind == "all" else 12 if kind == "widths" else DIM)
     for b, n in ((2, 11), (2, 1), (1, 300), (2, 0), (0, 3)):
         mixed = mixer.mix(tokens(b, n))
-        assert isinstance(mixed, Mixed) and mixed.side is None and mixed.aux is None
+        assert isinstance(mixed, Mixed)
+        assert (mixed.side is None, mixed.aux is None) == (not name.startswith(STREAMS), not name.startswith(LOSSES))
         assert mixed.output.shape == (b, n, width)
         assert torch.equal(mixer(tokens(b, n) * 0), mixer.mix(tokens(b, n) * 0).output)
 

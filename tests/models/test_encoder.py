@@ -58,6 +58,17 @@ def test_streams_go_from_layer_to_layer_and_losses_add_up(gradient_checkpointing
     assert mixers[3].weight.grad is not None and mixers[0].weight.grad is not None  # the first through the stream
 
 
+def test_a_mixer_without_a_stream_leaves_it_to_those_after_it():
+    made: dict[int, Mixer] = {}
+
+    def mixer(layer: int) -> Mixer:
+        made[layer] = Telling(layer) if layer != 1 else TaylorAttention(DIM, heads=2)
+        return made[layer]
+
+    Encoder(vocab_size=11, dim=DIM, depth=3, mixer=mixer)(torch.randint(11, (2, 5)))
+    assert [made[layer].got for layer in (0, 2)] == [[None], [1]]
+
+
 def test_extra_losses_of_no_layer_are_none():
     model = SequenceClassifier(Encoder(vocab_size=11, dim=DIM, depth=1, mixer=Telling), num_classes=3)
     assert model.run(torch.randint(11, (2, 5))).aux is None

@@ -43,6 +43,17 @@ def test_weights_that_share_memory_or_lie_askew_are_saved_too(tmp_path):
     assert torch.equal(first.head.weight, second.head.weight)
 
 
+def test_what_layers_share_is_shared_again(tmp_path):
+    first, second = model(), model()
+    for each in (first, second):
+        each.encoder.blocks[1].feed_forward = each.encoder.blocks[0].feed_forward
+    save_model(first, {}, tmp_path)
+    load_weights(second, tmp_path)
+    ids = torch.randint(11, (2, 5))
+    assert torch.equal(first(ids), second(ids))
+    assert second.encoder.blocks[1].feed_forward is second.encoder.blocks[0].feed_forward
+
+
 def test_missing_files(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors in .*model"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tsla.bench.curves import Curve, draw_curves
@@ -150,25 +150,23 @@ def _size(options: ModelOptions, length: int) -> Size:
     return Size(options.dim, options.depth, options.heads, options.head_dim, options.batch, options.causal, length)
 
 
-def mixers() -> Mapping[str, Callable[[Size, int], Mixer]]:
-    """Makers of every mixer by name, ours first, from a size and the layer."""
+def mixers() -> Mapping[str, Callable[[Size, Place], Mixer]]:
+    """Makers of every mixer by name, ours first, from a size and the place in a model."""
 
-    def ours(impl: str, size: Size, layer: int) -> Mixer:
+    def ours(impl: str, size: Size, place: Place) -> Mixer:
         return TaylorAttention(size.dim, heads=size.heads, head_dim=size.head_dim, causal=size.causal, impl=impl)
 
-    def series(packed: bool, size: Size, layer: int) -> Mixer:
+    def series(packed: bool, size: Size, place: Place) -> Mixer:
         if size.causal:
             raise ValueError("causal needs pytorch-fast-transformers (C++ and CUDA); without it the package exits")
         return Series(size.dim, heads=size.heads, head_dim=size.head_dim, packed=packed)
 
-    def other(name: str, size: Size, layer: int) -> Mixer:
+    def other(name: str, size: Size, place: Place) -> Mixer:
         config, direction = members("mixer")[name], "causal" if size.causal else "bidirectional"
         if direction not in config.directions:
             raise ValueError(f"{name} is {', '.join(config.directions)} only")
         chosen = config(heads=size.heads) if issubclass(config, HeadsConfig) else config()
-        return build_mixer(
-            chosen, EncoderConfig(dim=size.dim, causal=size.causal), Place(layer, size.depth, size.length)
-        )
+        return build_mixer(chosen, EncoderConfig(dim=size.dim, causal=size.causal), place)
 
     return {
         **{name: partial(ours, impl) for name, impl in _ours().items()},
@@ -185,8 +183,11 @@ def _ours() -> dict[str, str]:
 def encoder(name: str, size: Size) -> SequenceClassifier:
     """The classifier with this mixer, with the same weights at each call."""
     torch.manual_seed(0)
-    made = Encoder(vocab_size=VOCABULARY, dim=size.dim, depth=size.depth, causal=size.causal,
-                   mixer=lambda layer: mixers()[name](size, layer))  # fmt: skip
+    shared: dict[str, nn.Module] = {}
+    made = Encoder(
+        vocab_size=VOCABULARY, dim=size.dim, depth=size.depth, causal=size.causal,
+        mixer=lambda layer: mixers()[name](size, Place(layer, size.depth, size.length, shared)),
+    )  # fmt: skip
     return SequenceClassifier(made, num_classes=CLASSES)
 
 

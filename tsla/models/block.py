@@ -128,7 +128,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, side: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x ``(b, n, dim)`` and its mask ``(b, n)``; returns x, the mixer's second stream, and the loss it adds.
+        """x ``(b, n, dim)`` and its mask ``(b, n)``; returns x, the second stream, and the loss the mixer adds.
+
+        side: the second stream of the layers before; a mixer that has none leaves it to those after it.
 
         cu_seqlens: the bounds of the sequences packed into the one row of x, see `Mixer.mix`.
         """
@@ -136,8 +138,8 @@ class Block(nn.Module):
         if self.conv is not None:
             y = self.conv(y, mask) if cu_seqlens is None else each_sequence(self.conv, y, cu_seqlens, mask)
         mixed = self.mixer.mix(y, mask=mask, side=side, cu_seqlens=cu_seqlens)
-        x = x + mixed.output
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), mixed.side, mixed.aux
+        x, side = x + mixed.output, side if mixed.side is None else mixed.side
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), side, mixed.aux
 
 
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

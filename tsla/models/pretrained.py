@@ -14,9 +14,16 @@ FORMAT = "tsla/1"
 
 
 def save_model(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
-    """Write weights and `config` (plain data) into `folder`, made if needed."""
+    """Write weights and `config` (plain data) into `folder`, made if needed.
+
+    What layers share is written for each: a file of weights may hold nothing twice in one place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        weights[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
