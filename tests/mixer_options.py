@@ -18,6 +18,7 @@ SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
 PERFORMER = ("mixer=performer",)
 CONV = ("mixer=gated_conv",)
+LUNA = ("mixer=luna",)
 ONE_WAY = ("model.causal=true",)
 
 
@@ -136,6 +137,14 @@ MIXERS: dict[str, dict[str, Case]] = {
         "kernel": Case(model, ("1", "3", "4"), CONV),
         "expand": Case(model, ("1", "2"), CONV),
         "dropout": Case(model, ("0.1", "0.5", "null"), CONV),
+    },
+    "LunaConfig": {
+        "name": Case(model, ("luna", "none")),
+        "heads": Case(model, ("2", "4", "5"), LUNA, "mixer.heads (5) must divide model.dim (16)"),
+        "slots": Case(model, ("3", "4"), LUNA),
+        "tie_kv": Case(model, ("true", "false"), LUNA),
+        "bias": Case(model, ("true", "false"), LUNA),
+        "dropout": Case(model, ("0.1", "0.5", "null"), LUNA),
     },
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """From the config of a mixer to its module: one case for each mechanism."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from tsla.config.mixers import (
     HedgehogConfig,
     LightningConfig,
     LinearConfig,
+    LunaConfig,
     MixerConfig,
     NoneConfig,
     PerformerConfig,
@@ -31,6 +33,7 @@ from tsla.mixers import (
     HedgehogAttention,
     LightningAttention,
     LinearAttention,
+    LunaAttention,
     Mixer,
     NoMixer,
     PerformerAttention,
@@ -45,7 +48,10 @@ from tsla.mixers import (
     WindowAttention,
 )
 from tsla.mixers.base import HeadOptions
+from tsla.mixers.luna import LunaStream
 from tsla.ops import taylor_crossover
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Place(NamedTuple):
@@ -81,7 +87,7 @@ def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
 def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
     """The module of a mechanism: one case each, whose own options go by the names the module gives them."""
     if not isinstance(config, HeadsConfig):
-        return _without_heads(config, model)
+        return _without_heads(config, model, place)
     heads, own = _head_options(config, model), _own_options(config)
     match config:
         case TaylorConfig():
@@ -125,11 +131,33 @@ def _horizon(config: LinearConfig, place: Place) -> int | None:
     return config.horizon or place.max_length
 
 
-def _without_heads(config: NoneConfig | GatedConvConfig, model: ModelConfig) -> Mixer:
+def _without_heads(config: NoneConfig | GatedConvConfig | LunaConfig, model: ModelConfig, place: Place) -> Mixer:
+    """Those that own their projections, if they have any."""
     if isinstance(config, NoneConfig):
         return NoMixer(model.dim, causal=model.causal)
     dropout = model.dropout if config.dropout is None else config.dropout
-    return GatedConv(model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout)
+    match config:
+        case GatedConvConfig():
+            return GatedConv(
+                model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout
+            )
+        case LunaConfig():
+            stream = _shared(place, "luna", LunaStream, lambda: LunaStream(config.slots, model.dim))
+            return LunaAttention(
+                model.dim, heads=config.heads, slots=config.slots, tie_kv=config.tie_kv, causal=model.causal,
+                bias=config.bias, dropout=dropout, stream=stream,
+            )  # fmt: skip
+        case _:
+            assert_never(config)
+
+
+def _shared(place: Place, name: str, kind: type[Part], make: Callable[[], Part]) -> Part:
+    """The module of that name that layers of a model share: made for the first of them."""
+    if name not in place.shared:
+        place.shared[name] = make()
+    found = place.shared[name]
+    assert isinstance(found, kind)
+    return found
 
 
 def _own_options(config: HeadsConfig) -> dict[str, Any]:

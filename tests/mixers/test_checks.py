@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from mechanisms import CAUSAL, CROSS, DIM, NAMES, build, directions
+from mechanisms import BARE, CAUSAL, CROSS, DIM, NAMES, build, directions
 
 from tsla.mixers import (
     GatedConv,
@@ -116,12 +116,19 @@ def test_context(name):
         mixer(x, torch.zeros(2, 5, DIM), mask=torch.ones(2, 11, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("name", [name for name in CROSS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in CROSS if name not in BARE])
 @pytest.mark.parametrize("options", [{"causal": True}, {"rotary": True}], ids=str)
 def test_cross_attention_has_no_order(name, options):
     x = torch.zeros(2, 11, DIM)
     with refused("cross-attention has no order between x and context: causal and rotary must be False"):
         build(name, dtype=torch.float32, **options)(x, x)
+
+
+@pytest.mark.parametrize("name", [name for name in CROSS if name.startswith("luna")])
+def test_cross_attention_has_no_order_without_rotary_positions_either(name):
+    x = torch.zeros(2, 11, DIM)
+    with refused("cross-attention has no order between x and context: causal must be False"):
+        build(name, dtype=torch.float32, causal=True)(x, x)
 
 
 class Forward(HeadMixer):

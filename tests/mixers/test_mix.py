@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import agree, flat
 from mechanisms import (
+    BARE,
     BIDIRECTIONAL,
     CAUSAL_WITH_OPTIONS,
     CROSS,
@@ -29,7 +30,18 @@ from torch.testing import assert_close
 import tsla.mixers.taylor
 from tsla.mixers import HeadMixer, Mixed
 
-LEARNT = ("taylor", "poly", "window", "split", "performer", "rfa_gate", "hedgehog", "transnormer", "linear, rebased")
+LEARNT = (
+    "taylor",
+    "luna",
+    "poly",
+    "window",
+    "split",
+    "performer",
+    "rfa_gate",
+    "hedgehog",
+    "transnormer",
+    "linear, rebased",
+)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BOTH_WAYS = pytest.mark.parametrize(("name", "kind", "causal"), EVERY_WAY)
 WITH_TIME = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)
@@ -64,7 +76,8 @@ def test_shape(name, kind, causal):
     for b, n in ((2, 11), (2, 1), (1, 300), (2, 0), (0, 3)):
         mixed = mixer.mix(tokens(b, n))
         assert isinstance(mixed, Mixed)
-        assert (mixed.side is None, mixed.aux is None) == (not name.startswith(STREAMS), not name.startswith(LOSSES))
+        assert (mixed.side is not None) == (name.startswith(STREAMS) and not causal)
+        assert (mixed.aux is not None) == name.startswith(LOSSES)
         assert mixed.output.shape == (b, n, width)
         assert torch.equal(mixer(tokens(b, n) * 0), mixer.mix(tokens(b, n) * 0).output)
 
@@ -137,14 +150,19 @@ def test_every_parameter_learns(name, kind, causal):
     assert (x.grad[:, :-1] != 0).all() and (x.grad[:, -1, : DIM - unread] != 0).all()
 
 
-@pytest.mark.parametrize("name", CROSS)
-@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind not in ("rotary", "all")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in CROSS
+        for kind in (("plain",) if name in BARE else [kind for kind in OPTIONS if kind not in ("rotary", "all")])
+    ],
+)
 @pytest.mark.parametrize("m", [5, 11, 20])
 def test_cross_attention(name, kind, m):
-    if name == "none" and kind != "plain":
-        kind = "plain"
     mixer, x, context = build(name, kind), tokens(), tokens(2, m)
-    nothing = getattr(mixer, "inner", mixer).to_out.bias if kind == "bias" and name != "none" else 0
+    bias = None if name == "none" else getattr(mixer, "inner", mixer).to_out.bias
+    nothing = 0 if bias is None else bias
     for mask in (None, padding(m, m - 2, total=m), padding(m, 0, total=m)):
         out = mixer(x, context, mask=mask)
         if name not in NEW:

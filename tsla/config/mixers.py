@@ -149,6 +149,23 @@ class GatedConvConfig(MixerOptions):
 
 
 @dataclass
+class LunaConfig(MixerOptions):
+    """Luna: tokens packed into a short second sequence, which they read. It owns its projections."""
+
+    name: str = option("luna", "the mechanism", choices=("luna",))
+    heads: int = option(8, "of both attentions; they divide dim", low=1)
+    slots: int = option(16, "length of the second sequence", low=1)
+    tie_kv: bool = option(True, "one projection for keys and values")
+    bias: bool = option(True, "biases on the projections")
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """Heads without a width."""
+        if dim % self.heads:
+            yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
+
+
+@dataclass
 class LinearConfig(HeadsConfig):
     """Linear attention: weights phi(q).phi(k) by a feature map to choose."""
 
@@ -248,6 +265,7 @@ MixerConfig = (
     | SoftmaxConfig
     | WindowConfig
     | GatedConvConfig
+    | LunaConfig
     | LinearConfig
     | PerformerConfig
     | RFAConfig

@@ -8,6 +8,7 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.hedgehog import HedgehogAttention
 from tsla.mixers.lightning import LightningAttention, TransNormerAttention
 from tsla.mixers.linear import LinearAttention
+from tsla.mixers.luna import LunaAttention
 from tsla.mixers.none import NoMixer
 from tsla.mixers.performer import PerformerAttention
 from tsla.mixers.rfa import RFAAttention, RFAGateAttention
@@ -28,6 +29,7 @@ __all__ = [
     "HedgehogAttention",
     "LightningAttention",
     "LinearAttention",
+    "LunaAttention",
     "Mixed",
     "Mixer",
     "NoMixer",
