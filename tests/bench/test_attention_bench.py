@@ -217,8 +217,8 @@ WRONG = {
     "model only=sofmax": "only ('sofmax') must be of taylor",
     "decode width=30": "heads (8) must divide width (30)",
     "decode only=tsla": "only ('tsla') must be of auto, linear, sdpa, auto-layer, tsla-0.2.0",
-    "atention": "bench has no 'atention' (did you mean 'attention'?): it takes attention, model, decode, crossover",
-    "": "bench takes: attention, model, decode, crossover",
+    "atention": "bench has no 'atention' (did you mean 'attention'?): it takes attention, model, mixers, decode",
+    "": "bench takes: attention, model, mixers, decode, crossover",
 }
 
 

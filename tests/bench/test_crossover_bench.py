@@ -162,7 +162,7 @@ WRONG = {
     "crossover threads=99999999999": "threads ('99999999999') must be a whole number from 1 to 1024",
     "crossover d": "there is no option 'd'",
     "crosover": "bench has no 'crosover' (did you mean 'crossover'?)",
-    "": "bench takes: attention, model, decode, crossover [key=value ...]",
+    "": "bench takes: attention, model, mixers, decode, crossover [key=value ...]",
 }
 
 

@@ -6,10 +6,12 @@ from typing import Any
 from tsla.bench.options import (
     AttentionOptions,
     DecodeOptions,
+    MixersOptions,
     ModelOptions,
     parse_attention,
     parse_crossover,
     parse_decode,
+    parse_mixers,
     parse_model,
 )
 from tsla.config.options import ConfigError, did_you_mean
@@ -23,7 +25,8 @@ def bench(arguments: list[str]) -> int:
         UsageError: arguments that ask for something that is not there.
     """
     parsers: dict[str, Callable[[Sequence[str]], Any]] = {
-        "attention": parse_attention, "model": parse_model, "decode": parse_decode, "crossover": parse_crossover,
+        "attention": parse_attention, "model": parse_model, "mixers": parse_mixers, "decode": parse_decode,
+        "crossover": parse_crossover,
     }  # fmt: skip
     match arguments:
         case [name, *rest] if name in parsers:
@@ -48,6 +51,7 @@ def _measure(options: Any) -> int:
     from tsla.bench.attention import bench_attention
     from tsla.bench.crossover import bench_crossover
     from tsla.bench.decode import bench_decode
+    from tsla.bench.mixers import bench_mixers
     from tsla.bench.model import bench_model
 
     console = Console()
@@ -56,6 +60,8 @@ def _measure(options: Any) -> int:
             return bench_attention(options, console)
         case ModelOptions():
             return bench_model(options, console)
+        case MixersOptions():
+            return bench_mixers(options, console)
         case DecodeOptions():
             return bench_decode(options, console)
         case _:

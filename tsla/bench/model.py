@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,7 @@ from tsla.bench.writing import (
 )
 from tsla.build_mixer import Place, build_mixer
 from tsla.config import members
-from tsla.config.mixers import MIXERS, HeadsConfig
+from tsla.config.mixers import MIXERS
 from tsla.config.schema import EncoderConfig
 from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import Mixed
@@ -161,18 +162,24 @@ def mixers() -> Mapping[str, Callable[[Size, Place], Mixer]]:
             raise ValueError("causal needs pytorch-fast-transformers (C++ and CUDA); without it the package exits")
         return Series(size.dim, heads=size.heads, head_dim=size.head_dim, packed=packed)
 
-    def other(name: str, size: Size, place: Place) -> Mixer:
-        config, direction = members("mixer")[name], "causal" if size.causal else "bidirectional"
-        if direction not in config.directions:
-            raise ValueError(f"{name} is {', '.join(config.directions)} only")
-        chosen = config(heads=size.heads) if issubclass(config, HeadsConfig) else config()
-        return build_mixer(chosen, EncoderConfig(dim=size.dim, causal=size.causal), place)
-
     return {
         **{name: partial(ours, impl) for name, impl in _ours().items()},
         "tsla-0.2.0": partial(series, False), "tsla-0.2.0-packed": partial(series, True),
-        **{name: partial(other, name) for name in MIXERS if name != "taylor"},
+        **{name: partial(by_name, name) for name in MIXERS if name != "taylor"},
     }  # fmt: skip
+
+
+def by_name(name: str, size: Size, place: Place) -> Mixer:
+    """A mixer with its default options, and so many heads if it has any.
+
+    Raises:
+        ValueError: it has no such direction.
+    """
+    config, direction = members("mixer")[name], "causal" if size.causal else "bidirectional"
+    if direction not in config.directions:
+        raise ValueError(f"{name} is {', '.join(config.directions)} only")
+    chosen = config(heads=size.heads) if any(f.name == "heads" for f in fields(config)) else config()
+    return build_mixer(chosen, EncoderConfig(dim=size.dim, causal=size.causal), place)
 
 
 def _ours() -> dict[str, str]:

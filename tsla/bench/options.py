@@ -92,6 +92,27 @@ class ModelOptions(NamedTuple):
     out: Path = Path("bench")
 
 
+class MixersOptions(NamedTuple):
+    """What to measure: a layer of every mixer by itself, forward and both passes.
+
+    dim, heads, batch, causal: of every layer.  length: tokens of a row.
+    once: seconds; a call expected to take longer is timed once only.
+    only, seconds, memory, threads, out: as in `AttentionOptions`; seconds are of each length and pass.
+    """
+
+    dim: int = 64
+    heads: int = 4
+    batch: int = 1
+    length: tuple[int, ...] = (256, 1024, 4096, 16384)
+    causal: bool = False
+    only: tuple[str, ...] = ()
+    memory: bool = True
+    once: int = 5
+    seconds: int = 5
+    threads: int | None = None
+    out: Path = Path("bench")
+
+
 class DecodeOptions(NamedTuple):
     """What to measure: one more token after a context, ours from its state, softmax from all keys and values.
 
@@ -168,6 +189,7 @@ RULES: Mapping[type[tuple[Any, ...]], Mapping[str, Rule]] = {
         **COMMON, "dim": WIDTH, "depth": Whole(1, 64), "head_dim": Whole(1, 1024), "length": LENGTHS, "causal": Flag(),
         "loop": Whole(0, 1000),
     },
+    MixersOptions: {**COMMON, "dim": WIDTH, "length": LENGTHS, "causal": Flag(), "once": SECONDS},
     DecodeOptions: {**COMMON, "width": WIDTH, "d": Whole(1, 1024), "context": LENGTHS},
 }  # fmt: skip
 
@@ -211,6 +233,15 @@ def parse_model(arguments: Sequence[str]) -> ModelOptions:
         return [f"heads ({options.heads}) must divide dim ({options.dim})"] * bool(options.dim % options.heads)
 
     return _parse("model", ModelOptions, arguments, together)
+
+
+def parse_mixers(arguments: Sequence[str]) -> MixersOptions:
+    """The same for `tsla bench mixers`."""
+
+    def together(options: MixersOptions) -> list[str]:
+        return [f"heads ({options.heads}) must divide dim ({options.dim})"] * bool(options.dim % options.heads)
+
+    return _parse("mixers", MixersOptions, arguments, together)
 
 
 def parse_decode(arguments: Sequence[str]) -> DecodeOptions:
