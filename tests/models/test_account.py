@@ -1,5 +1,6 @@
 """Costs of a model, against numbers worked out by hand."""
 
+import mechanisms
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,8 @@ from torch import nn
 from tsla.mixers import (
     GatedConv,
     HeadSplit,
+    LunaAttention,
+    Mixer,
     NoMixer,
     SoftmaxAttention,
     TaylorAttention,
@@ -95,6 +98,34 @@ def test_parameters_by_hand():
     feed_forward = 2 * DIM * HIDDEN + HIDDEN + DIM
     block = 2 * 2 * DIM + (3 * DIM + DIM) + 4 * DIM * DIM + feed_forward
     assert account(built, 4).parameters == (11 + 20) * DIM + DEPTH * block + 2 * DIM + CLASSES * DIM + CLASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "causal"), [(name, causal) for name in mechanisms.NAMES for causal in mechanisms.directions(name)]
+)
+def test_every_mechanism_is_accounted_for(name, causal):
+    """Its operations are seen, and its state is what it says, also in layers that know a second stream."""
+
+    def mixer(_: int) -> Mixer:
+        return mechanisms.build(name, causal=causal, dtype=torch.float32)
+
+    built = SequenceClassifier(Encoder(vocab_size=11, dim=mechanisms.DIM, depth=DEPTH, mixer=mixer, causal=causal),
+                               num_classes=CLASSES)  # fmt: skip
+    costs, one = account(built, 40), mixer(0)
+    others = DEPTH * 2 * (2 * mechanisms.DIM * 4 * mechanisms.DIM) + 2 * mechanisms.DIM * CLASSES / 40
+    assert costs.state_bytes == DEPTH * one.state_bytes(40)
+    assert costs.flops_per_token == pytest.approx(others) if name == "none" else costs.flops_per_token > others
+    assert costs.parameters == sum(p.numel() for p in built.parameters())
+
+
+def test_operations_of_luna():
+    """Three projections of tokens, two of the slots, and two attentions by way of them."""
+    length, slots = 100, 5
+    built = model(lambda _: LunaAttention(DIM, heads=2, slots=slots))
+    per_token = 3 * (2 * DIM * DIM) + 2 * (4 * slots * DIM)  # pk, q and out; a score and a sum for each slot, twice
+    of_slots = 2 * slots * (2 * DIM * DIM) / length  # pq and k
+    own = FEED_FORWARD + HEAD / length + DEPTH * (per_token + of_slots)
+    assert account(built, length).flops_per_token == pytest.approx(own)
 
 
 def test_frozen_parameters_do_not_count():

@@ -122,7 +122,7 @@ class LunaAttention(Mixer):
             raise ValueError(f"side must have shape {(rows, self.slots, self.dim)}, got {tuple(side.shape)}")
         if self.causal:
             return Mixed(self._merge(self._causal(x, mask, cu_seqlens)))
-        p = self.stream.rows.to(x.dtype).expand(rows, -1, -1) if side is None else side
+        p = self.stream.rows.to(x.dtype).repeat(rows, 1, 1) if side is None else side
         if cu_seqlens is None:
             packed = self._pack(p, x if context is None else context, mask)
             out = self._unpack(x, packed, x if context is None else context, mask)
