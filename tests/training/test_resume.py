@@ -240,3 +240,5 @@ def test_each_process_gets_back_what_it_has_counted(rank, monkeypatch):
     learner.on_load_checkpoint({"since_row": counted})
     assert float(learner.train_loss.total) == float(learner.train_loss.weight) == (1, 5)[rank]
     assert int(learner.train_scores["accuracy"].tp) == (1, 5)[rank]
+    with pytest.raises(ValueError, match=r"^the checkpoint has 2 running sums and this version keeps 3: it is of anot"):
+        learner.on_load_checkpoint({"since_row": counted[:-1]})

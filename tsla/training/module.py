@@ -84,8 +84,18 @@ class Learner(L.LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give each process its own again: sums in another order would round the next row differently."""
-        for metric, counted in zip(self._since_row(), checkpoint["since_row"], strict=True):
+        """Give each process its own again: sums in another order would round the next row differently.
+
+        Raises:
+            ValueError: the checkpoint counts other things.
+        """
+        found, kept = checkpoint.get("since_row", []), self._since_row()
+        if len(found) != len(kept):
+            raise ValueError(
+                f"the checkpoint has {len(found)} running sums and this version keeps {len(kept)}: it is of another "
+                "version of tsla, which alone can go on with it"
+            )
+        for metric, counted in zip(kept, found, strict=True):
             for name, values in counted.items():
                 setattr(metric, name, values[self.trainer.global_rank].to(self.device))
 
