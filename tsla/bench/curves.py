@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tsla.bench.figures import plain, ticks
 from tsla.bench.timing import Timing
-from tsla.evaluation.figures import DASHES, HUES, MARKERS, plotting, save
+from tsla.evaluation.figures import DASHES, HUES, MARKERS, USUAL, plotting, save
 
 WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 2.5, 0.75, 0.7, 0.95, 0.85, 0.8  # inches, of panels and around
 
@@ -71,7 +71,7 @@ def _panel(axis: Any, values: dict[tuple[Any, ...], float], lines: Sequence[str]
     for line in lines:
         place, whole, ours = bases.index(line.partition("+")[0]), "+" not in line, line in thick
         own = sorted((length, value) for (name, length), value in values.items() if name == line)
-        hue = HUES[place % len(HUES)]
+        hue = USUAL.get(line, HUES[place % len(HUES)])
         axis.plot(*zip(*own, strict=True) if own else ([], []), label=line, color=hue,
                   marker=MARKERS[place % len(MARKERS)], markersize=5 if ours else 4,
                   markerfacecolor=hue if whole else "white", linewidth=2 if ours else 1.1, zorder=3 if ours else 2,

@@ -16,7 +16,8 @@ from tsla.evaluation.tables import Group, TaskTable
 
 # Hues that the common kinds of colour-blindness tell apart, darkest contrasts first (after Okabe and Ito, and Tol).
 HUES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933", "#44aa99",
-        "#7a5c3e", "#b0413e")  # fmt: skip
+        "#7a5c3e", "#b0413e", "#117733", "#aa4499", "#6699cc", "#bfa100", "#1f3b73", "#e07b91", "#5f8a3a", "#8f6bb3",
+        "#00838f")  # fmt: skip
 USUAL = {"taylor": "#d55e00", "softmax": "#1a1a1a", "none": "#8c8c8c", "window": "#0072b2"}  # the same in all reports
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1, 2)))
 MARKERS = "os^Dvp<h>dX"
