@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import feature_oracle
+import low_rank_oracle
 import oracle
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ from tsla.mixers import (
     HedgehogAttention,
     LightningAttention,
     LinearAttention,
+    LinformerAttention,
     Mixer,
     NoMixer,
     PerformerAttention,
+    PrimalAttention,
     RFAAttention,
     RFAGateAttention,
     SoftmaxAttention,
@@ -91,8 +94,11 @@ HEADS = {
     "lightning, no decay": lambda dim, **x: LightningAttention(dim, decay="none", **x),
     "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
     "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
+    "linformer": lambda dim, **x: LinformerAttention(dim, max_length=300, rank=6, **x),
+    "linformer, own": lambda dim, **x: LinformerAttention(dim, max_length=301, rank=5, sharing="none", **x),
+    "linformer, kv": lambda dim, **x: LinformerAttention(dim, max_length=500, sharing="kv", **x),
 }
-OTHERS = {"none", "taylor_poly", "gated_conv"}  # named otherwise here
+OTHERS = {"none", "taylor_poly", "gated_conv", "primal"}  # named otherwise here
 
 
 def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bool = False, **options: Any) -> Mixer:
@@ -107,10 +113,14 @@ OWN = {  # without the options of heads
     "none": NoMixer,
     "conv": GatedConv,
     "conv, wide": lambda dim, **x: GatedConv(dim, kernel=6, expand=1, **x),
+    "primal": lambda dim, **x: PrimalAttention(dim, heads=4, rank=3, **x),
+    "primal, few": lambda dim, **x: PrimalAttention(
+        dim, heads=2, rank=2, bias=True, **({} if x["causal"] else {"rank_multi": 2, "trace": "weights"}) | x
+    ),
 }
 BARE = tuple(OWN)
 STREAMS: tuple[str, ...] = ()  # those that give a second stream
-LOSSES: tuple[str, ...] = ()  # those that add a loss
+LOSSES = ("primal",)  # those that add a loss
 NAMES = (*BARE, "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
 WITH_OPTIONS = [(name, "plain") for name in BARE] + [
@@ -126,12 +136,12 @@ def has(name: str, mode: str, *, of: tuple[str, ...]) -> bool:
     return not name.startswith(of)
 
 
-CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly",))]
+CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly", "linformer"))]
 BIDIRECTIONAL = [name for name in NAMES if has(name, "bidirectional", of=("rfa_gate",))]
 CROSS = [
     name
     for name in BIDIRECTIONAL
-    if has(name, "cross", of=("conv", "split", "window", "poly", "lightning", "transnormer"))
+    if has(name, "cross", of=("conv", "primal", "split", "window", "poly", "lightning", "transnormer"))
     and not name.endswith(("decay", "cosine"))
 ]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
@@ -179,6 +189,8 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
         return torch.zeros_like(x)
     if isinstance(mixer, GatedConv):
         return gated_conv(mixer, x, mask)
+    if isinstance(mixer, PrimalAttention):
+        return low_rank_oracle.primal(mixer, x, mask)
     if isinstance(mixer, TokenShift):
         return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
@@ -246,6 +258,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
         return out
     if isinstance(mixer, FeatureAttention):
         return feature_heads(mixer, q, k, v, x, mask)
+    if isinstance(mixer, LinformerAttention):
+        return low_rank_oracle.linformer(mixer, q, k, v, mask)
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)
     if q.shape[2] == k.shape[2]:

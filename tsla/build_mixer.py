@@ -11,10 +11,12 @@ from tsla.config.mixers import (
     HedgehogConfig,
     LightningConfig,
     LinearConfig,
+    LinformerConfig,
     MixerConfig,
     NoneConfig,
     PerformerConfig,
     PolynomialConfig,
+    PrimalConfig,
     RFAConfig,
     RFAGateConfig,
     SoftmaxConfig,
@@ -31,9 +33,12 @@ from tsla.mixers import (
     HedgehogAttention,
     LightningAttention,
     LinearAttention,
+    LinformerAttention,
+    LinformerProjection,
     Mixer,
     NoMixer,
     PerformerAttention,
+    PrimalAttention,
     RFAAttention,
     RFAGateAttention,
     SoftmaxAttention,
@@ -81,7 +86,7 @@ def build_mixer(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
 def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
     """The module of a mechanism: one case each, whose own options go by the names the module gives them."""
     if not isinstance(config, HeadsConfig):
-        return _without_heads(config, model)
+        return _without_heads(config, model, place)
     heads, own = _head_options(config, model), _own_options(config)
     match config:
         case TaylorConfig():
@@ -95,7 +100,10 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
         case WindowConfig():
             return WindowAttention(model.dim, **own, **heads)
         case LinearConfig():
-            return LinearAttention(model.dim, map=config.map, horizon=_horizon(config, place), **heads)
+            horizon = _longest("horizon", config.horizon, place) if config.map == "cosine" else None
+            return LinearAttention(model.dim, map=config.map, horizon=horizon, **heads)
+        case LinformerConfig():
+            return _linformer(config, model, place)
         case PerformerConfig():
             return PerformerAttention(model.dim, **own, **heads)
         case RFAGateConfig():
@@ -112,24 +120,42 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             assert_never(config)
 
 
-def _horizon(config: LinearConfig, place: Place) -> int | None:
-    """Tokens of the longest input, for the map that has to know.
+def _longest(option: str, given: int | None, place: Place) -> int:
+    """Tokens of the longest input, for a mechanism that has to know: the task's, or what an option says.
 
     Raises:
-        ValueError: a horizon that the task's inputs go beyond.
+        ValueError: an option that the task's inputs go beyond.
     """
-    if config.map != "cosine":
-        return None
-    if config.horizon is not None and config.horizon < place.max_length:
-        raise ValueError(f"mixer.horizon ({config.horizon}) must be at least the longest input ({place.max_length})")
-    return config.horizon or place.max_length
+    if given is not None and given < place.max_length:
+        raise ValueError(f"mixer.{option} ({given}) must be at least the longest input ({place.max_length})")
+    return given or place.max_length
 
 
-def _without_heads(config: NoneConfig | GatedConvConfig, model: ModelConfig) -> Mixer:
+def _linformer(config: LinformerConfig, model: ModelConfig, place: Place) -> LinformerAttention:
+    """With the projection of the layers before, if it is for all of them."""
+    shared = place.shared.get("linformer") if config.sharing == "layer" else None
+    assert shared is None or isinstance(shared, LinformerProjection)
+    made = LinformerAttention(
+        model.dim, max_length=_longest("max_length", config.max_length, place), rank=config.rank,
+        sharing=config.sharing, projection=shared, **_head_options(config, model),
+    )  # fmt: skip
+    if config.sharing == "layer":
+        place.shared["linformer"] = made.projection
+    return made
+
+
+def _without_heads(config: NoneConfig | GatedConvConfig | PrimalConfig, model: ModelConfig, place: Place) -> Mixer:
     if isinstance(config, NoneConfig):
         return NoMixer(model.dim, causal=model.causal)
     dropout = model.dropout if config.dropout is None else config.dropout
-    return GatedConv(model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout)
+    if isinstance(config, GatedConvConfig):
+        return GatedConv(model.dim, kernel=config.kernel, expand=config.expand, causal=model.causal, dropout=dropout)
+    pattern = model.layers or [config.name]
+    layers = sum(pattern[layer % len(pattern)] == config.name for layer in range(place.depth))
+    return PrimalAttention(
+        model.dim, heads=config.heads, rank=config.rank, rank_multi=config.rank_multi, causal=model.causal,
+        bias=config.bias, dropout=dropout, ksvd=config.ksvd / layers, trace=config.trace,
+    )  # fmt: skip
 
 
 def _own_options(config: HeadsConfig) -> dict[str, Any]:
@@ -162,6 +188,8 @@ def named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConf
     if name == chosen.name:
         return chosen
     other = members("mixer")[name]
+    if issubclass(other, PrimalConfig) and isinstance(chosen, HeadsConfig):
+        return other(heads=chosen.heads)
     if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
         return other()
     shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}

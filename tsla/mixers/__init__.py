@@ -8,8 +8,10 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.hedgehog import HedgehogAttention
 from tsla.mixers.lightning import LightningAttention, TransNormerAttention
 from tsla.mixers.linear import LinearAttention
+from tsla.mixers.linformer import LinformerAttention, LinformerProjection
 from tsla.mixers.none import NoMixer
 from tsla.mixers.performer import PerformerAttention
+from tsla.mixers.primal import PrimalAttention
 from tsla.mixers.rfa import RFAAttention, RFAGateAttention
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
@@ -28,10 +30,13 @@ __all__ = [
     "HedgehogAttention",
     "LightningAttention",
     "LinearAttention",
+    "LinformerAttention",
+    "LinformerProjection",
     "Mixed",
     "Mixer",
     "NoMixer",
     "PerformerAttention",
+    "PrimalAttention",
     "RFAAttention",
     "RFAGateAttention",
     "SoftmaxAttention",
