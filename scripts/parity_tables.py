@@ -18,6 +18,7 @@ from cases import flat, qkv, results, some_decay, some_mask
 from mechanisms import padding
 from parity_cases import DIGITS, EXACT, FLA, LOCAL, SINGLE, Case, Pair
 from parity_features import of_fla_features, of_performer
+from parity_linformer import of_linformer
 from peers import causal_product, fla, without_eps
 from torch import Tensor
 
@@ -337,7 +338,7 @@ def of_vectors() -> Iterator[Case]:
             yield Case(VECTORS, f"TaylorShift, {impl}", name, DIGITS, made, gradients=False)
 
 
-CASES = [*of_series(), *of_local(), *of_fla(), *of_fla_features(), *of_performer(), *of_vectors()]
+CASES = [*of_series(), *of_local(), *of_fla(), *of_fla_features(), *of_performer(), *of_linformer(), *of_vectors()]
 
 
 INTRODUCTION = f"""\

@@ -5,8 +5,11 @@ from functools import partial
 from typing import Any
 
 import feature_oracle
+import low_rank_oracle
+import luna_oracle
 import oracle
 import torch
+from plain_layers import linear, unit
 from torch import Tensor
 
 from tsla.build_mixer import Place, build_mixer
@@ -21,10 +24,12 @@ from tsla.mixers import (
     HedgehogAttention,
     LightningAttention,
     LinearAttention,
+    LinformerAttention,
     LunaAttention,
     Mixer,
     NoMixer,
     PerformerAttention,
+    PrimalAttention,
     RFAAttention,
     RFAGateAttention,
     SoftmaxAttention,
@@ -92,8 +97,11 @@ HEADS = {
     "lightning, no decay": lambda dim, **x: LightningAttention(dim, decay="none", **x),
     "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
     "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
+    "linformer": lambda dim, **x: LinformerAttention(dim, max_length=300, rank=6, **x),
+    "linformer, own": lambda dim, **x: LinformerAttention(dim, max_length=301, rank=5, sharing="none", **x),
+    "linformer, kv": lambda dim, **x: LinformerAttention(dim, max_length=500, sharing="kv", **x),
 }
-OTHERS = {"none", "taylor_poly", "gated_conv", "luna"}  # named otherwise here
+OTHERS = {"none", "taylor_poly", "gated_conv", "luna", "primal"}  # named otherwise here
 
 
 def by_config(config: HeadsConfig, dim: int, *, causal: bool = False, rotary: bool = False, **options: Any) -> Mixer:
@@ -110,10 +118,14 @@ OWN = {  # without the options of heads
     "conv, wide": lambda dim, **x: GatedConv(dim, kernel=6, expand=1, **x),
     "luna": lambda dim, **x: LunaAttention(dim, heads=4, slots=5, **x),
     "luna, untied": lambda dim, **x: LunaAttention(dim, heads=2, slots=13, tie_kv=False, bias=False, **x),
+    "primal": lambda dim, **x: PrimalAttention(dim, heads=4, rank=3, **x),
+    "primal, few": lambda dim, **x: PrimalAttention(
+        dim, heads=2, rank=2, bias=True, **({} if x["causal"] else {"rank_multi": 2, "trace": "weights"}) | x
+    ),
 }
 BARE = tuple(OWN)
 STREAMS: tuple[str, ...] = ("luna",)  # those that give a second stream
-LOSSES: tuple[str, ...] = ()  # those that add a loss
+LOSSES = ("primal",)  # those that add a loss
 NAMES = (*BARE, "split", "shift", *HEADS)
 FULLY = ("taylor", "taylorshift", "poly", "softmax", "window", "split", "shift")  # all options; others none and all
 WITH_OPTIONS = [(name, "plain") for name in BARE] + [
@@ -129,12 +141,12 @@ def has(name: str, mode: str, *, of: tuple[str, ...]) -> bool:
     return not name.startswith(of)
 
 
-CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly",))]
+CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly", "linformer"))]
 BIDIRECTIONAL = [name for name in NAMES if has(name, "bidirectional", of=("rfa_gate",))]
 CROSS = [
     name
     for name in BIDIRECTIONAL
-    if has(name, "cross", of=("conv", "split", "window", "poly", "lightning", "transnormer"))
+    if has(name, "cross", of=("conv", "primal", "split", "window", "poly", "lightning", "transnormer"))
     and not name.endswith(("decay", "cosine"))
 ]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
@@ -183,7 +195,9 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
     if isinstance(mixer, GatedConv):
         return gated_conv(mixer, x, mask)
     if isinstance(mixer, LunaAttention):
-        return luna_causal(mixer, x, mask) if mixer.causal else luna(mixer, x, context, mask)[0]
+        return luna_oracle.causal(mixer, x, mask) if mixer.causal else luna_oracle.two_way(mixer, x, context, mask)[0]
+    if isinstance(mixer, PrimalAttention):
+        return low_rank_oracle.primal(mixer, x, mask)
     if isinstance(mixer, TokenShift):
         return expected(mixer.inner, shifted(x, mask if context is None else None), context, mask)
     if isinstance(mixer, HeadSplit):
@@ -205,17 +219,6 @@ def expected(mixer: Mixer, x: Tensor, context: Tensor | None = None, mask: Tenso
     if mixer.to_gate is not None:
         out = out / (1 + (-(x @ mixer.to_gate.weight.T + mixer.to_gate.bias)).exp()).transpose(1, 2)[..., None]
     return linear(mixer.to_out, out.transpose(1, 2).flatten(2))
-
-
-def linear(layer: torch.nn.Module, x: Tensor) -> Tensor:
-    """x W^T + b, or x where there is no such layer."""
-    if isinstance(layer, torch.nn.Identity):
-        return x
-    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
-
-
-def unit(x: Tensor, norm: torch.nn.Module) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + 2.3e-16).sqrt() * norm.weight
 
 
 def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -251,6 +254,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
         return out
     if isinstance(mixer, FeatureAttention):
         return feature_heads(mixer, q, k, v, x, mask)
+    if isinstance(mixer, LinformerAttention):
+        return low_rank_oracle.linformer(mixer, q, k, v, mask)
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)
     if q.shape[2] == k.shape[2]:
@@ -310,61 +315,6 @@ def gated_conv(mixer: GatedConv, x: Tensor, mask: Tensor | None) -> Tensor:
                     near = near + taps[:, j] * projected[row, real[other], :width]
             out[row, i] = near / (1 + (-near).exp()) * projected[row, i, width:]
     return linear(mixer.out_proj, out)
-
-
-def luna(
-    mixer: LunaAttention, x: Tensor, context: Tensor | None, mask: Tensor | None, side: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The output, and the second sequence after it, one row of the batch, head, slot and token at a time."""
-    outputs, streams = [], []
-    for row in range(x.shape[0]):
-        p = mixer.stream.rows if side is None else side[row]
-        keys = (x if context is None else context)[row]
-        keys = keys if mask is None else keys[mask[row]]
-        y = averages(mixer, linear(mixer.to_pq, layer_norm(mixer.stream_norm, p)), keys, mixer.to_pk, mixer.to_pv)
-        out = averages(mixer, linear(mixer.to_q, x[row]), y, mixer.to_k, mixer.to_v)
-        outputs.append(linear(mixer.to_out, out if len(keys) else torch.zeros_like(out)))
-        streams.append(p + y)
-    return torch.stack(outputs), torch.stack(streams)
-
-
-def averages(
-    mixer: LunaAttention, queries: Tensor, tokens: Tensor, to_k: torch.nn.Module, to_v: torch.nn.Module | None
-) -> Tensor:
-    """Softmax attention of projected queries, head by head."""
-    k, v = linear(to_k, tokens), linear(to_k if to_v is None else to_v, tokens)
-    d, out = queries.shape[-1] // mixer.heads, torch.zeros_like(queries)
-    for head in range(mixer.heads):
-        own = slice(head * d, (head + 1) * d)
-        for i in range(len(queries)):
-            weights = (k[:, own] @ queries[i, own] / d**0.5).exp()
-            if len(k):
-                out[i, own] = weights @ v[:, own] / weights.sum()
-    return out
-
-
-def luna_causal(mixer: LunaAttention, x: Tensor, mask: Tensor | None) -> Tensor:
-    """By all pairs: logits (tril(q k^T) a) / t and outputs (tril(u a^T) v) / t."""
-    p = linear(mixer.to_pq, layer_norm(mixer.stream_norm, mixer.stream.rows))
-    q, k, pack = (linear(layer, x) for layer in (mixer.to_q, mixer.to_k, mixer.to_pk))
-    v = k if mixer.to_v is None else linear(mixer.to_v, x)
-    d, (b, n, _) = x.shape[-1] // mixer.heads, x.shape
-    real = torch.ones(b, n, dtype=torch.bool) if mask is None else mask
-    out = torch.zeros_like(q)
-    for row in range(b):
-        sees = torch.ones(n, n, dtype=x.dtype).tril() * real[row]
-        t = sees.sum(-1, keepdim=True).clamp(min=1)
-        for head in range(mixer.heads):
-            own = slice(head * d, (head + 1) * d)
-            a = (1 + 2 ** (pack[row, :, own] @ p[:, own].T / d**0.5)).log2()
-            u = (((q[row, :, own] @ k[row, :, own].T / d**0.5) * sees) @ a / t).softmax(-1)
-            out[row, :, own] = ((u @ a.T) * sees) @ v[row, :, own] / t
-    return linear(mixer.to_out, out)
-
-
-def layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
 
 def shifted(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,6 +19,8 @@ POLY = ("mixer=taylor_poly",)
 PERFORMER = ("mixer=performer",)
 CONV = ("mixer=gated_conv",)
 LUNA = ("mixer=luna",)
+LINFORMER = ("mixer=linformer",)
+PRIMAL = ("mixer=primal",)
 ONE_WAY = ("model.causal=true",)
 
 
@@ -51,14 +53,14 @@ def heads(*arguments: str) -> dict[str, Case]:
 
 
 def model(config: Config) -> object:
-    """Shapes, outputs in training and the operations of a step."""
+    """Shapes, outputs and added loss in training, and the operations of a step."""
     torch.manual_seed(0)
     made = build.build_model(config.model, config.mixer, runs.spec(image=(8, 8))).train()
     ids = torch.arange(1, 129).reshape(2, 64) % 17 + 1
     with FlopCounterMode(display=False) as counter:
-        logits, _ = made.run(ids, torch.arange(64) < torch.tensor([[64], [40]]))
+        logits, aux = made.run(ids, torch.arange(64) < torch.tensor([[64], [40]]))
         logits.square().sum().backward()
-    return [tuple(p.shape) for p in made.parameters()], logits.tolist(), counter.get_total_flops()
+    return [tuple(p.shape) for p in made.parameters()], logits.tolist(), aux, counter.get_total_flops()
 
 
 def drawn(config: Config) -> object:
@@ -131,6 +133,23 @@ MIXERS: dict[str, dict[str, Case]] = {
             "redraw_every": Case(drawn, ("1", "3", "null"), (f"mixer={name}", *more)),
         }
         for cls, name, more in (("RFAConfig", "rfa", ()), ("RFAGateConfig", "rfa_gate", ONE_WAY))
+    },
+    "LinformerConfig": {
+        "name": Case(model, ("linformer", "none")),
+        **heads(*LINFORMER),
+        "rank": Case(model, ("null", "4", "65"), LINFORMER, "rank (65) must be at most max_length (64)"),
+        "sharing": Case(model, ("none", "head", "kv", "layer"), LINFORMER),
+        "max_length": Case(model, ("null", "70", "63"), LINFORMER, "mixer.max_length (63) must be at least"),
+    },
+    "PrimalConfig": {
+        "name": Case(model, ("primal", "none")),
+        "heads": Case(model, ("2", "4", "3"), PRIMAL, "mixer.heads (3) must divide model.dim (16)"),
+        "rank": Case(model, ("20", "4"), PRIMAL),
+        "rank_multi": Case(model, ("null", "4"), PRIMAL),
+        "bias": Case(model, ("false", "true"), PRIMAL),
+        "dropout": Case(model, ("0.1", "0.5", "null"), PRIMAL),
+        "ksvd": Case(model, ("0", "0.05", "0.1"), PRIMAL),
+        "trace": Case(model, ("parameters", "weights"), PRIMAL),
     },
     "GatedConvConfig": {
         "name": Case(model, ("gated_conv", "none")),

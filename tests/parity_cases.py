@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-LOCAL, FLA, PERFORMER = "local-attention", "fla-core", "performer-pytorch"
+LOCAL, FLA, PERFORMER, LINFORMER = "local-attention", "fla-core", "performer-pytorch", "linformer"
 EXACT, SINGLE, DIGITS = 1e-12, 1e-4, 1e-9  # float64; sums of hundreds in float32 inside; ten printed digits
 
 Pair = tuple[Callable[..., Any], Callable[..., Any], dict[str, Tensor]]  # ours, theirs, and the inputs of both

@@ -14,7 +14,9 @@ from tsla.config.mixers import MIXERS
 from tsla.mixers import (
     GatedConv,
     HeadSplit,
+    LinformerAttention,
     NoMixer,
+    PrimalAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -52,7 +54,7 @@ def test_tasks(tmp_path):
     ("name", "kind"),
     [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
      ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention),
-     ("gated_conv", GatedConv)],
+     ("gated_conv", GatedConv), ("linformer", LinformerAttention), ("primal", PrimalAttention)],
 )  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]
@@ -86,6 +88,16 @@ def test_options_of_one_mechanism_arrive():
     (m, _) = mixers("mixer=gated_conv", "mixer.kernel=5", "mixer.expand=3", "mixer.dropout=0.25", "model.causal=true")
     assert (m.conv.weight.shape, m.dropout.p, m.causal) == ((96, 1, 5), 0.25, True)
     assert mixers("mixer=gated_conv", "model.dropout=0.5")[0].dropout.p == 0.5
+    (m, _) = mixers("mixer=linformer", "mixer.rank=7", "mixer.sharing=none", "mixer.max_length=70", "mixer.kv_heads=2")
+    assert (m.sharing, m.projection.keys.shape) == ("none", (2, 70, 7))
+    (m, _) = mixers(
+        "mixer=primal", "mixer.heads=4", "mixer.rank=7", "mixer.rank_multi=2", "mixer.bias=true", "mixer.dropout=0.25",
+        "mixer.ksvd=0.5", "mixer.trace=weights",
+    )  # fmt: skip
+    assert (m.heads, m.rank, m.rows, m.dropout.p, m.ksvd, m.trace) == (4, 7, 14, 0.25, 0.25, "weights")
+    assert all(layer.bias is not None for layer in (m.to_q, m.to_k, m.to_out))
+    (m, _) = mixers("mixer=primal", "model.causal=true", "model.dropout=0.5")
+    assert (m.heads, m.rank, m.rows, m.causal, m.dropout.p, m.ksvd) == (8, 20, 4, True, 0.5, 0.025)
     (m, _) = mixers(
         "mixer=taylor_poly", "mixer.order=4", "mixer.normalize_first=true", "mixer.root=value", "mixer.impl=linear"
     )
@@ -146,6 +158,11 @@ def test_a_convolution_in_a_pattern_of_another_mixer_has_its_own_widths():
     assert (type(conv), conv.conv.weight.shape, conv.dropout.p) == (GatedConv, (64, 1, 3), 0.5)
     assert taylor.heads == 4
     assert [type(m) for m in mixers("mixer=gated_conv", "model.layers=[gated_conv,none]")] == [GatedConv, NoMixer]
+
+
+def test_primal_attention_in_a_pattern_has_its_heads_and_the_whole_loss():
+    softmax, primal = mixers("mixer=softmax", "model.layers=[softmax,primal]", "mixer.heads=4", "mixer.head_dim=5")
+    assert (softmax.head_dim, type(primal), primal.heads, primal.ksvd) == (5, PrimalAttention, 4, 0.05)
 
 
 def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():
@@ -216,6 +233,8 @@ ARCHITECTURES = {
     "split": ("mixer.local_heads=2", "mixer.kv_heads=1", "mixer.qk_norm=true", "model.feed_forward=swiglu"),
     "pattern": ("model.layers=[window,taylor]", "model.positions=sinusoidal"),
     "none": ("mixer=none",),
+    "linformer": ("mixer=linformer", "mixer.sharing=layer", "mixer.rank=7", "model.pool=cls"),
+    "primal": ("mixer=primal", "mixer.bias=true"),
     "based": ("model=based",),
     "transnormer": ("model=transnormer", "model.conv_embedding=true"),
     "vision": ("model=vision", "model.positions=sinusoidal", "model.short_conv=3"),

@@ -266,6 +266,8 @@ REFUSED = {
     ("mixer=hedgehog", "run_dir"): "distill takes one run directory, got 2",
     ("mixer=taylorshift", "loss=maps"): "loss=maps is not for mixer=taylorshift: its output is no average",
     ("mixer=taylor_poly", "loss=maps"): "loss=maps is not for mixer=taylor_poly: it weighs pairs of tokens, not tokens",
+    ("mixer=linformer", "loss=maps"): "loss=maps is not for mixer=linformer: its output is no average",
+    ("mixer=primal",): "mixer=primal has no attention that could learn from softmax: it takes one of taylor,",
     ("mixer=taylor", "learn=maps"): "mixer=taylor has none: use learn=mixers",
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from parity_cases import PERFORMER
+from parity_cases import LINFORMER, PERFORMER
 from script_files import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def test_every_error_on_the_page_is_below_its_tolerance():
 
 def test_the_versions_are_those_that_are_pinned():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
-    for package in (script.SERIES, script.LOCAL, script.FLA, PERFORMER):
+    for package in (script.SERIES, script.LOCAL, script.FLA, PERFORMER, LINFORMER):
         (release,) = re.findall(rf"^## {package} (\S+)$", PAGE, re.MULTILINE)
         assert f"{package}=={release}" in lock
 

@@ -15,9 +15,10 @@ _HOMES = {
     ),
     "tsla.mixers": (
         "ChannelFirst", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit", "HedgehogAttention",
-        "LightningAttention", "LinearAttention", "LunaAttention", "Mixed", "Mixer", "PerformerAttention",
-        "RFAAttention", "RFAGateAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
-        "TaylorShiftAttention", "TokenShift", "TransNormerAttention", "WindowAttention",
+        "LightningAttention", "LinearAttention", "LinformerAttention", "LunaAttention", "Mixed", "Mixer",
+        "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "SoftmaxAttention",
+        "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift", "TransNormerAttention",
+        "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
@@ -25,12 +26,12 @@ _HOMES = {
 
 __all__ = [
     "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit",
-    "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "LunaAttention", "Mixed", "Mixer",
-    "PerformerAttention", "RFAAttention", "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention",
-    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift",
-    "TransNormerAttention", "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention",
-    "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map",
-    "taylor_poly_attention", "window_attention",
+    "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "LinformerAttention", "LunaAttention",
+    "Mixed", "Mixer", "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "SequenceClassifier",
+    "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier",
+    "TokenShift", "TransNormerAttention", "VisionTransformer", "WindowAttention", "__version__", "account",
+    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+    "taylor_feature_map", "taylor_poly_attention", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
         HedgehogAttention,
         LightningAttention,
         LinearAttention,
+        LinformerAttention,
         LunaAttention,
         Mixed,
         Mixer,
         PerformerAttention,
+        PrimalAttention,
         RFAAttention,
         RFAGateAttention,
         SoftmaxAttention,

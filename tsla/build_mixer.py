@@ -12,11 +12,13 @@ from tsla.config.mixers import (
     HedgehogConfig,
     LightningConfig,
     LinearConfig,
+    LinformerConfig,
     LunaConfig,
     MixerConfig,
     NoneConfig,
     PerformerConfig,
     PolynomialConfig,
+    PrimalConfig,
     RFAConfig,
     RFAGateConfig,
     SoftmaxConfig,
@@ -33,10 +35,13 @@ from tsla.mixers import (
     HedgehogAttention,
     LightningAttention,
     LinearAttention,
+    LinformerAttention,
+    LinformerProjection,
     LunaAttention,
     Mixer,
     NoMixer,
     PerformerAttention,
+    PrimalAttention,
     RFAAttention,
     RFAGateAttention,
     SoftmaxAttention,
@@ -101,7 +106,10 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
         case WindowConfig():
             return WindowAttention(model.dim, **own, **heads)
         case LinearConfig():
-            return LinearAttention(model.dim, map=config.map, horizon=_horizon(config, place), **heads)
+            horizon = _longest("horizon", config.horizon, place) if config.map == "cosine" else None
+            return LinearAttention(model.dim, map=config.map, horizon=horizon, **heads)
+        case LinformerConfig():
+            return _linformer(config, model, place)
         case PerformerConfig():
             return PerformerAttention(model.dim, **own, **heads)
         case RFAGateConfig():
@@ -118,20 +126,33 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             assert_never(config)
 
 
-def _horizon(config: LinearConfig, place: Place) -> int | None:
-    """Tokens of the longest input, for the map that has to know.
+def _longest(option: str, given: int | None, place: Place) -> int:
+    """Tokens of the longest input, for a mechanism that has to know: the task's, or what an option says.
 
     Raises:
-        ValueError: a horizon that the task's inputs go beyond.
+        ValueError: an option that the task's inputs go beyond.
     """
-    if config.map != "cosine":
-        return None
-    if config.horizon is not None and config.horizon < place.max_length:
-        raise ValueError(f"mixer.horizon ({config.horizon}) must be at least the longest input ({place.max_length})")
-    return config.horizon or place.max_length
+    if given is not None and given < place.max_length:
+        raise ValueError(f"mixer.{option} ({given}) must be at least the longest input ({place.max_length})")
+    return given or place.max_length
 
 
-def _without_heads(config: NoneConfig | GatedConvConfig | LunaConfig, model: ModelConfig, place: Place) -> Mixer:
+def _linformer(config: LinformerConfig, model: ModelConfig, place: Place) -> LinformerAttention:
+    """With the matrix of all layers, if they share one."""
+    longest, shared = _longest("max_length", config.max_length, place), None
+    if config.sharing == "layer":
+        shared = _shared(
+            place, "linformer", LinformerProjection, lambda: LinformerProjection(longest, config.rank, tied=True)
+        )
+    return LinformerAttention(
+        model.dim, max_length=longest, rank=config.rank, sharing=config.sharing, projection=shared,
+        **_head_options(config, model),
+    )  # fmt: skip
+
+
+def _without_heads(
+    config: NoneConfig | GatedConvConfig | LunaConfig | PrimalConfig, model: ModelConfig, place: Place
+) -> Mixer:
     """Those that own their projections, if they have any."""
     if isinstance(config, NoneConfig):
         return NoMixer(model.dim, causal=model.causal)
@@ -146,6 +167,13 @@ def _without_heads(config: NoneConfig | GatedConvConfig | LunaConfig, model: Mod
             return LunaAttention(
                 model.dim, heads=config.heads, slots=config.slots, tie_kv=config.tie_kv, causal=model.causal,
                 bias=config.bias, dropout=dropout, stream=stream,
+            )  # fmt: skip
+        case PrimalConfig():
+            pattern = model.layers or [config.name]
+            layers = sum(pattern[layer % len(pattern)] == config.name for layer in range(place.depth))
+            return PrimalAttention(
+                model.dim, heads=config.heads, rank=config.rank, rank_multi=config.rank_multi, causal=model.causal,
+                bias=config.bias, dropout=dropout, ksvd=config.ksvd / layers, trace=config.trace,
             )  # fmt: skip
         case _:
             assert_never(config)
@@ -190,6 +218,8 @@ def named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConf
     if name == chosen.name:
         return chosen
     other = members("mixer")[name]
+    if issubclass(other, LunaConfig | PrimalConfig) and isinstance(chosen, HeadsConfig):
+        return other(heads=chosen.heads)
     if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
         return other()
     shared = {f.name: getattr(chosen, f.name) for f in fields(HeadsConfig) if f.name != "name"}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from cases import agree
-from mechanisms import DIM, build, luna, padding
+from luna_oracle import two_way as luna
+from mechanisms import DIM, build, padding
 from torch.testing import assert_close
 from train_runs import spec
 

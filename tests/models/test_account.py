@@ -8,9 +8,11 @@ from torch import nn
 from tsla.mixers import (
     GatedConv,
     HeadSplit,
+    LinformerAttention,
     LunaAttention,
     Mixer,
     NoMixer,
+    PrimalAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -79,6 +81,25 @@ def test_operations_of_two_taylor_attentions_in_a_row(length):
     projections = PROJECTIONS + DEPTH * 2 * DIM * DIM  # and the middle one
     assert costs.flops_per_token == pytest.approx(FEED_FORWARD + projections + HEAD / length + attention)
     assert costs.state_bytes == DEPTH * 4 * 2 * features * 5
+
+
+@pytest.mark.parametrize("length", [16, 100, 3000])
+def test_operations_of_linformer_do_not_either(length):
+    costs = account(model(lambda _: LinformerAttention(DIM, **HEADS, max_length=3000, rank=5)), length)
+    attention = DEPTH * 2 * (2 * DIM * 5 + 2 * DIM * 5)  # into the slots, weights and values
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + PROJECTIONS + HEAD / length + attention)
+    assert costs.state_bytes == DEPTH * 4 * 5 * 2 * DIM
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [16, 100, 3000])
+def test_operations_of_primal_attention_nor(length, causal):
+    costs = account(model(lambda _: PrimalAttention(DIM, heads=2, rank=5, causal=causal), causal=causal), length)
+    scores = DEPTH * 2 * (2 * DIM * 5 + 2 * 5 * DIM)  # two of them, and from both to the head
+    weights = 0 if causal else DEPTH * 2 * (2 * DIM * 50 * 5)  # of 50 tokens, once
+    projections = PROJECTIONS * 3 / 4  # there are no values
+    assert costs.flops_per_token == pytest.approx(FEED_FORWARD + projections + scores + (HEAD + weights) / length)
+    assert costs.state_bytes == DEPTH * 4 * 2 * DIM * (1 if causal else 5)
 
 
 def test_state_of_a_split_is_that_of_its_parts_once():

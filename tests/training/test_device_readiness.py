@@ -101,6 +101,14 @@ def test_a_training_step_waits_for_nothing(tmp_path, watched, task, options):
     assert looks == {"_local_scalar_dense in _training_row": 2, "_local_scalar_dense in check": 2}
 
 
+@pytest.mark.parametrize(("task", "mixer"), [(ENCODER, "linformer"), (ENCODER, "primal"), (LANGUAGE, "primal")])
+def test_nor_for_a_mixer_that_chooses_rows_by_their_number(tmp_path, watched, task, mixer):
+    """Of real tokens, which only masks know."""
+    options = (f"mixer={mixer}", "mixer.heads=2", f"trainer.max_steps={STEPS}")
+    assert runs.train(*task, *options, f"run_dir={tmp_path / 'run'}") == 0
+    assert watched.running and watched.found == {}
+
+
 @pytest.mark.parametrize("target", ["labels", "numbers"])
 def test_nor_do_the_losses_and_scores_of_other_targets(target):
     spec = runs.spec(outputs=3, target=target, target_mean=(1.0,) * 3, target_std=(2.0,) * 3)

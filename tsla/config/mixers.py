@@ -13,6 +13,7 @@ DECAYS = ("none", "fixed", "selective")
 MAPS = ("elu", "relu", "cosine", "rebased", "taylor", "t2r")
 FAVOR = ("hyperbolic", "positive", "relu")
 TABLES = ("alibi", "paper", "retention", "none")
+SHARING = ("none", "head", "kv", "layer")
 
 
 @dataclass
@@ -257,6 +258,39 @@ class TransNormerConfig(LightningConfig):
     lrpe: str = option("first", "layers whose features turn with the position", choices=("first", "all", "none"))
 
 
+@dataclass
+class LinformerConfig(HeadsConfig):
+    """Linformer: softmax attention to a few learned sums of all keys and values."""
+
+    directions = frozenset({"bidirectional"})
+    name: str = option("linformer", "the mechanism", choices=("linformer",))
+    rank: int | None = option(None, "sums; null = 64, or the longest input if that is shorter", low=1)
+    sharing: str = option("head", "what has matrices of its own: a head, a layer, or all with one", choices=SHARING)
+    max_length: int | None = option(None, "tokens of the longest input; null = the task's", low=1)
+
+
+@dataclass
+class PrimalConfig(MixerOptions):
+    """Primal-Attention: a kernel of pairs by its singular vectors, without pairs and without values."""
+
+    name: str = option("primal", "the mechanism", choices=("primal",))
+    heads: int = option(8, "heads, a divisor of model.dim", low=1)
+    rank: int = option(20, "singular vectors of a head", low=1)
+    rank_multi: int | None = option(None, "tokens they are made of over rank, unless causal; null = 10", low=1)
+    bias: bool = option(False, "biases on the projections")
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+    ksvd: float = option(0.05, "weight of the loss that makes them singular vectors; 0 = none", low=0)
+    trace: str = option("parameters", "its trace: of what is learnt, or, unless causal, of what tokens make of it",
+                        choices=("parameters", "weights"))  # fmt: skip
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """Heads that do not divide the width, and a part of a loss that is not there."""
+        if dim % self.heads:
+            yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
+        if self.trace == "weights" and not self.ksvd:
+            yield "mixer.trace=weights needs a mixer.ksvd above 0: there is no loss"
+
+
 MixerConfig = (
     NoneConfig
     | TaylorConfig
@@ -273,5 +307,7 @@ MixerConfig = (
     | HedgehogConfig
     | LightningConfig
     | TransNormerConfig
+    | LinformerConfig
+    | PrimalConfig
 )
 MIXERS = tuple(union_members(MixerConfig))  # their names

@@ -8,9 +8,11 @@ from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.hedgehog import HedgehogAttention
 from tsla.mixers.lightning import LightningAttention, TransNormerAttention
 from tsla.mixers.linear import LinearAttention
+from tsla.mixers.linformer import LinformerAttention, LinformerProjection
 from tsla.mixers.luna import LunaAttention
 from tsla.mixers.none import NoMixer
 from tsla.mixers.performer import PerformerAttention
+from tsla.mixers.primal import PrimalAttention
 from tsla.mixers.rfa import RFAAttention, RFAGateAttention
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
@@ -29,11 +31,14 @@ __all__ = [
     "HedgehogAttention",
     "LightningAttention",
     "LinearAttention",
+    "LinformerAttention",
+    "LinformerProjection",
     "LunaAttention",
     "Mixed",
     "Mixer",
     "NoMixer",
     "PerformerAttention",
+    "PrimalAttention",
     "RFAAttention",
     "RFAGateAttention",
     "SoftmaxAttention",

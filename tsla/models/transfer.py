@@ -10,7 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tsla.mixers import HeadMixer, Mixed, Mixer, TaylorPolyAttention, TaylorShiftAttention, WindowAttention
+from tsla.mixers import (
+    HeadMixer,
+    LinformerAttention,
+    Mixed,
+    Mixer,
+    TaylorPolyAttention,
+    TaylorShiftAttention,
+    WindowAttention,
+)
 from tsla.mixers.base import MODES
 from tsla.mixers.features import FeatureAttention
 from tsla.models.block import Block
@@ -50,6 +58,8 @@ def why_no_maps(mixer: HeadMixer) -> str | None:
             return "its output is no average: its weights are not divided by their sum"
         case FeatureAttention() if not mixer.feature_map.positive:
             return "its weights may be below 0"
+        case LinformerAttention():
+            return "its output is no average: it reads sums of values, of which some are subtracted"
         case WindowAttention():
             return "its weights outside the window are 0"
         case _:
