@@ -86,8 +86,9 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err
         case ["tsla", "bench", name, *arguments]:
-            parsers = {"attention": parse_attention, "model": parse_model, "decode": parse_decode}
-            assert {**parsers, "crossover": parse_crossover}[name](arguments)
+            parsers = {"attention": parse_attention, "model": parse_model, "mixers": parse_mixers,
+                       "decode": parse_decode, "crossover": parse_crossover}  # fmt: skip
+            assert parsers[name](arguments)
         case [script, *_] if script.startswith("scripts/"):
             assert (ROOT / script).is_file()
         case _:
