@@ -12,7 +12,7 @@ import torch
 
 import tsla
 from tsla import cli
-from tsla.bench.options import parse_attention, parse_crossover, parse_decode, parse_model
+from tsla.bench.options import parse_attention, parse_crossover, parse_decode, parse_mixers, parse_model
 from tsla.config import compose
 from tsla.config.distill import parse_distill
 from tsla.config.grid import cells_of, read_suite, suite_of
