@@ -10,14 +10,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tsla.ops": (
-        "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-        "taylor_feature_map", "taylor_poly_attention", "window_attention",
+        "Attended", "KernelState", "cluster_kernel_attention", "linear_attention", "taylor_attention",
+        "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
+        "window_kernel_attention",
     ),
     "tsla.mixers": (
         "ChannelFirst", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit", "HedgehogAttention",
         "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention", "RFAAttention",
-        "RFAGateAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention",
-        "TokenShift", "TransNormerAttention", "WindowAttention",
+        "RFAGateAttention", "ScatterbrainAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+        "TaylorShiftAttention", "TokenShift", "TransNormerAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
@@ -26,11 +27,12 @@ _HOMES = {
 __all__ = [
     "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit",
     "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention",
-    "RFAAttention", "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention", "TaylorAttention",
-    "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift", "TransNormerAttention",
-    "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
-    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
-    "window_attention",
+    "RFAAttention", "RFAGateAttention", "ScatterbrainAttention", "SequenceClassifier", "SoftmaxAttention",
+    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift",
+    "TransNormerAttention", "VisionTransformer", "WindowAttention", "__version__", "account",
+    "cluster_kernel_attention", "linear_attention", "load_model", "taylor_attention", "taylor_crossover",
+    "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
+    "window_kernel_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         PerformerAttention,
         RFAAttention,
         RFAGateAttention,
+        ScatterbrainAttention,
         SoftmaxAttention,
         TaylorAttention,
         TaylorPolyAttention,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from tsla.ops import (
         Attended,
         KernelState,
+        cluster_kernel_attention,
         linear_attention,
         taylor_attention,
         taylor_crossover,
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
         taylor_feature_map,
         taylor_poly_attention,
         window_attention,
+        window_kernel_attention,
     )
 
 

@@ -17,6 +17,7 @@ from tsla.config.mixers import (
     PolynomialConfig,
     RFAConfig,
     RFAGateConfig,
+    ScatterbrainConfig,
     SoftmaxConfig,
     TaylorConfig,
     TaylorPolyConfig,
@@ -36,6 +37,7 @@ from tsla.mixers import (
     PerformerAttention,
     RFAAttention,
     RFAGateAttention,
+    ScatterbrainAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -102,6 +104,8 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return RFAGateAttention(model.dim, **own, **heads)
         case RFAConfig():
             return RFAAttention(model.dim, **own, **heads)
+        case ScatterbrainConfig():
+            return ScatterbrainAttention(model.dim, **own, **heads)
         case HedgehogConfig():
             return HedgehogAttention(model.dim, **own, **heads)
         case TransNormerConfig():

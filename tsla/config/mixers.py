@@ -12,6 +12,8 @@ DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
 MAPS = ("elu", "relu", "cosine", "rebased", "taylor", "t2r")
 FAVOR = ("hyperbolic", "positive", "relu")
+REDRAW = 1000
+HYBRID = ("favor", "taylor", "hedgehog", "elu")
 TABLES = ("alibi", "paper", "retention", "none")
 
 
@@ -167,7 +169,9 @@ class RandomConfig(HeadsConfig):
     """The options of mixers with random features."""
 
     features: int | None = option(None, "of a head", low=1)
-    redraw_every: int | None = option(1000, "optimiser steps after which training draws new ones; null = never", low=1)
+    redraw_every: int | None = option(
+        REDRAW, "optimiser steps after which training draws new ones; null = never", low=1
+    )
 
     def paired(self) -> bool:
         """Whether features come in pairs, of one random vector each."""
@@ -224,6 +228,34 @@ class HedgehogConfig(HeadsConfig):
 
 
 @dataclass
+class ScatterbrainConfig(RandomConfig):
+    """Scatterbrain: exact weights on a sparse support, those of a feature map off it; LoLCATs' hybrid."""
+
+    name: str = option("scatterbrain", "the mechanism", choices=("scatterbrain",))
+    support: str = option("local", "where weights are exact: in a window, or in clusters", choices=("local", "lsh"))
+    window: int | None = option(None, "of local: how far a token sees exactly; null = 32", low=0)
+    cluster: int | None = option(None, "of lsh: tokens of a cluster; null = 32", low=1)
+    rounds: int | None = option(None, "of lsh: how often tokens are put in clusters; null = 2", low=1)
+    map: str = option("favor", "phi off the support: near exp, or learned and elu + 1 with a gamma", choices=HYBRID)
+    features: int | None = option(None, "of favor: of a head, in pairs; null = head_dim * ln(head_dim)", low=1)
+
+    def paired(self) -> bool:
+        """Those of w and -w."""
+        return True
+
+    def problems(self, dim: int) -> Iterator[str]:
+        """As its base, and what the support or the map does not read."""
+        yield from super().problems(dim)
+        for name, needs in (("window", "local"), ("cluster", "lsh"), ("rounds", "lsh")):
+            if getattr(self, name) is not None and self.support != needs:
+                yield f"mixer.{name} ({getattr(self, name)}) needs mixer.support={needs}, got {self.support}"
+        if self.map != "favor" and self.features is not None:
+            yield f"mixer.features ({self.features}) needs mixer.map=favor, got {self.map}"
+        if self.map != "favor" and self.redraw_every not in (None, REDRAW):
+            yield f"mixer.redraw_every ({self.redraw_every}) needs mixer.map=favor, got {self.map}"
+
+
+@dataclass
 class LightningConfig(HeadsConfig):
     """Lightning Attention-2: sums that decay at a fixed rate, with a norm instead of a denominator."""
 
@@ -253,6 +285,7 @@ MixerConfig = (
     | RFAConfig
     | RFAGateConfig
     | HedgehogConfig
+    | ScatterbrainConfig
     | LightningConfig
     | TransNormerConfig
 )

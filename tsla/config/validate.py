@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tsla.config.mixers import HeadsConfig
+from tsla.config.mixers import HeadsConfig, ScatterbrainConfig
 from tsla.config.schema import (
     IMAGES,
     Config,
@@ -74,6 +74,8 @@ def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
     yield from _directions(config)
     yield from mixer.problems(model.dim)
+    if isinstance(mixer, ScatterbrainConfig) and mixer.support == "lsh" and model.causal:
+        yield "mixer.support=lsh needs model.causal=false: a later token would change the clusters of earlier ones"
     if not isinstance(mixer, HeadsConfig):
         return
     far, kv = mixer.heads - mixer.local_heads, mixer.kv_heads or 1

@@ -11,6 +11,7 @@ from tsla.mixers.linear import LinearAttention
 from tsla.mixers.none import NoMixer
 from tsla.mixers.performer import PerformerAttention
 from tsla.mixers.rfa import RFAAttention, RFAGateAttention
+from tsla.mixers.scatterbrain import ScatterbrainAttention
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
 from tsla.mixers.taylor_poly import TaylorPolyAttention
@@ -34,6 +35,7 @@ __all__ = [
     "PerformerAttention",
     "RFAAttention",
     "RFAGateAttention",
+    "ScatterbrainAttention",
     "SoftmaxAttention",
     "State",
     "TaylorAttention",
