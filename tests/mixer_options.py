@@ -17,6 +17,8 @@ from tsla.training.redraw import Redraw
 SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
 PERFORMER = ("mixer=performer",)
+SCATTERBRAIN = ("mixer=scatterbrain",)
+LSH = (*SCATTERBRAIN, "mixer.support=lsh")
 CONV = ("mixer=gated_conv",)
 ONE_WAY = ("model.causal=true",)
 
@@ -130,6 +132,17 @@ MIXERS: dict[str, dict[str, Case]] = {
             "redraw_every": Case(drawn, ("1", "3", "null"), (f"mixer={name}", *more)),
         }
         for cls, name, more in (("RFAConfig", "rfa", ()), ("RFAGateConfig", "rfa_gate", ONE_WAY))
+    },
+    "ScatterbrainConfig": {
+        "name": Case(model, ("scatterbrain", "none")),
+        **heads(*SCATTERBRAIN),
+        "support": Case(model, ("local", "lsh"), SCATTERBRAIN),
+        "window": Case(model, ("0", "3", "null", "5"), SCATTERBRAIN),
+        "cluster": Case(model, ("null", "4", "5"), LSH),
+        "rounds": Case(model, ("null", "1", "3"), LSH),
+        "map": Case(model, ("favor", "taylor", "hedgehog", "elu"), (*SCATTERBRAIN, "mixer.window=2")),
+        "features": Case(model, ("null", "4", "3"), SCATTERBRAIN, "mixer.features (3) must be even: they come in pairs"),
+        "redraw_every": Case(drawn, ("1", "3", "null"), SCATTERBRAIN),
     },
     "GatedConvConfig": {
         "name": Case(model, ("gated_conv", "none")),

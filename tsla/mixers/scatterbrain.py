@@ -1,4 +1,4 @@
-"""Scatterbrain (arXiv 2110.15343) and the hybrid of LoLCATs (arXiv 2410.10254): exact where it is sparse, else linear."""
+"""Scatterbrain (arXiv 2110.15343) and LoLCATs' hybrid (arXiv 2410.10254): exact on a sparse support, linear off it."""
 
 from math import log
 from typing import NamedTuple, Unpack
@@ -43,10 +43,10 @@ class ScatterbrainAttention(HeadMixer):
     """Exact weights on a sparse support, a feature map's off it, one denominator: o_i = sum_j w_ij v_j / sum_j w_ij.
 
     w_ij = exp(q_i.k_j / sqrt(d)) on the support: a window (``"local"``), or clusters of queries and keys that random
-    hashes put together (``"lsh"``, bidirectional only). Off it, with a map whose weights are near exp, they are in exp's
-    own scale, w_ij = phi(q_i).phi(k_j) for favor and taylor. Those of hedgehog and elu are not: there a window counts by
-    a gamma that each head learns, against its largest score c_i: exp(q_i.k_j / sqrt(d) - c_i) gamma, and w_ij =
-    phi(q_i).phi(k_j) beyond it, which is the hybrid of LoLCATs.
+    hashes put together (``"lsh"``, bidirectional only). Off it w_ij = phi(q_i).phi(k_j): of favor and taylor in the
+    scale of exp itself, which they are near. Those of hedgehog and elu are not, and are left as they are; the support
+    counts beside them by gamma exp(q_i.k_j / sqrt(d) - c_i), c_i the query's largest score there and gamma learned for
+    each head, which is the hybrid of LoLCATs.
 
     >>> layer = ScatterbrainAttention(dim=256, heads=8, window=64, causal=True)
 

@@ -22,16 +22,16 @@ class WindowState(NamedTuple):
 class Run(NamedTuple):
     """Real tokens in one run after those of the ring: the distance of two in it is their distance in real tokens.
 
-    queries ``(b, h, n, d)``, the new ones, then any masked; keys ``(b, g, window + n, d)`` and values, the ring's first;
-    which of these are filled ``(b, window + n)``; how many of the new ones are ``(b,)``; where each new token has gone
-    from ``(b, n)``; and `seen` tokens before.
+    queries ``(b, h, n, d)``, any masked ones last; keys ``(b, g, window + n, d)`` and values, those of the ring first;
+    which of them are `filled` ``(b, window + n)``; how many of the new tokens are `real` ``(b,)``, and in which `order`
+    ``(b, n)`` they have been taken; and how many were `seen` before.
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     filled: Tensor
-    count: Tensor
+    real: Tensor
     order: Tensor
     seen: Tensor
 
@@ -42,14 +42,14 @@ class Run(NamedTuple):
     def ring(self) -> WindowState:
         """The last of the run, as many as it began with."""
         window = self.keys.shape[2] - self.order.shape[1]
-        last = self.count[:, None] + torch.arange(window, device=self.order.device)
+        last = self.real[:, None] + torch.arange(window, device=self.order.device)
         return WindowState(
-            _take(self.keys, last), _take(self.values, last), self.filled.gather(1, last), self.seen + self.count
+            _take(self.keys, last), _take(self.values, last), self.filled.gather(1, last), self.seen + self.real
         )
 
     def left(self) -> Tensor:
         """Which keys ``(b, window + n)`` the ring after it no longer has."""
-        return self.filled & (torch.arange(self.keys.shape[2], device=self.order.device) < self.count[:, None])
+        return self.filled & (torch.arange(self.keys.shape[2], device=self.order.device) < self.real[:, None])
 
 
 def run_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, past: WindowState | None, window: int) -> Run:

@@ -36,8 +36,8 @@ def cluster_kernel_attention(
         hashes: ``(rounds, d + 2)``, random Gaussian vectors.
         cluster: tokens of a cluster; the last may have fewer.
         scale, log_scale, relative: as in `window_kernel_attention`.
-        key_mask: ``(b, n)`` bool, True = real: of queries as of keys, for they are the same tokens. A masked one has the
-            kernel's weights alone.
+        key_mask: ``(b, n)`` bool, True = real, of queries as of keys: they are the same tokens. A masked query is in no
+            cluster, and has the kernel's weights alone.
 
     Returns:
         ``(b, h, n, e)`` in the type of q, made in float32 at least; a row without keys is 0. No gradient reaches the

@@ -1,4 +1,4 @@
-"""Attention that is exact near the query and by features elsewhere, under one denominator (arXiv 2110.15343, 2410.10254).
+"""Attention by exact weights near the query and by features elsewhere, under one denominator (arXiv 2110.15343).
 
 The weight of a pair is exp(scale q.k) on a sparse support and phi(q).phi(k) off it. Here the support is a window;
 `tsla.ops.cluster_kernel` has another, and both divide by `one_denominator`.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsla.ops.checks import check_qkv
+from tsla.ops.checks import check_kernel_options, check_qkv
 from tsla.ops.types import KernelState, accumulation_dtype, full_precision
 
 BLOCK = 64  # queries of a block at least: shorter ones would make a state of f x e for every few queries
@@ -60,6 +60,7 @@ def window_kernel_attention(
         raise ValueError(f"window attention needs as many keys ({m}) as queries ({n}){more}")
     if state is not None and not causal:
         raise ValueError("state needs causal=True: bidirectional windows have no keys that all come before")
+    check_kernel_options(q, k, v, False, None, state, False, fk.shape[-1], BLOCK)
     if n == 0:
         return v.new_zeros(b, h, 0, v.shape[-1], dtype=q.dtype)
     dtype, blocks = accumulation_dtype(q.dtype), _cut(n, m, window, causal)
@@ -127,12 +128,12 @@ def check_hybrid(
 
 
 class _Blocks(NamedTuple):
-    """`count` blocks of `size` queries, padded at the end by `tail`; keys are padded by `before` and `after`.
+    """`many` blocks of `size` queries, padded at the end by `tail`; keys are padded by `before` and `after`.
 
     The stretch of a block has `behind` keys before its first query and `ahead` after its last.
     """
 
-    count: int
+    many: int
     size: int
     tail: int
     before: int
@@ -141,8 +142,8 @@ class _Blocks(NamedTuple):
     ahead: int
 
     def queries(self, x: Tensor, groups: int) -> Tensor:
-        """``(b, h, n, .)`` to ``(b, g, t, r size, .)``: in block t all r query heads of a key head, one after another."""
-        x = pad(x, (0, 0, 0, self.tail)).unflatten(2, (self.count, self.size)).unflatten(1, (groups, -1))
+        """``(b, h, n, .)`` to ``(b, g, t, r size, .)``: block t has r query heads, one after another."""
+        x = pad(x, (0, 0, 0, self.tail)).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
         return x.transpose(2, 3).flatten(3, 4)
 
     def joined(self, x: Tensor) -> Tensor:
@@ -160,22 +161,22 @@ class _Blocks(NamedTuple):
         """Which keys of its stretch a query sees by exact weights, and which by any, ``(size, s)``."""
         key = torch.arange(self.size + self.behind + self.ahead, device=device)
         gap = key - self.behind - torch.arange(self.size, device=device)[:, None]
-        seen = gap <= 0 if causal else gap == gap
+        seen = gap <= 0 if causal else torch.ones_like(gap, dtype=torch.bool)
         return seen & (gap.abs() <= window), seen
 
 
 def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:
     reach = max(min(window, m - 1), 0)
     ahead, size = 0 if causal else reach, min(n, max(reach + 1, BLOCK))
-    count, tail = -(-n // size), -n % size
-    return _Blocks(count, size, tail, reach - (m - n), ahead + tail, reach, ahead)
+    many, tail = -(-n // size), -n % size
+    return _Blocks(many, size, tail, reach - (m - n), ahead + tail, reach, ahead)
 
 
 def _beside(fk: Tensor, v: Tensor, blocks: _Blocks, causal: bool, state: KernelState | None) -> Tensor:
-    """Sums of fk_j v_j^T over the keys beside each block's stretch, ``(b, g, t, f, e + 1)``: those before it, and after."""
+    """Sums of fk_j v_j^T over the keys before each block's stretch and after it, ``(b, g, t, f, e + 1)``."""
     (b, g, _, f), width = fk.shape, v.shape[-1]
     fk, v = blocks.padded(fk), blocks.padded(v)
-    others = blocks.count - 1
+    others = blocks.many - 1
 
     def sums(start: int) -> Tensor:
         """Of blocks of keys from there on, one less than there are."""
