@@ -141,7 +141,7 @@ MIXERS: dict[str, dict[str, Case]] = {
         "cluster": Case(model, ("null", "4", "5"), LSH),
         "rounds": Case(model, ("null", "1", "3"), LSH),
         "map": Case(model, ("favor", "taylor", "hedgehog", "elu"), (*SCATTERBRAIN, "mixer.window=2")),
-        "features": Case(model, ("null", "4", "3"), SCATTERBRAIN, "mixer.features (3) must be even: they come in pairs"),
+        "features": Case(model, ("null", "4", "3"), SCATTERBRAIN, "mixer.features (3) must be even"),
         "redraw_every": Case(drawn, ("1", "3", "null"), SCATTERBRAIN),
     },
     "GatedConvConfig": {

@@ -1,4 +1,4 @@
-"""Exact weights in a window and kernel weights beyond it: against the dense formula, at both ends, and in what it costs."""
+"""Exact weights in a window and kernel weights beyond it: against the dense formula, at both ends, and its cost."""
 
 import oracle
 import pytest
