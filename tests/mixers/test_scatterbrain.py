@@ -169,6 +169,11 @@ def test_state_bytes_of_known_sizes():
         assert (state.far.length, state.near.length, state.length) == (47, 50, 50)
 
 
+def test_clusters_need_every_key():
+    mixer = ScatterbrainAttention(DIM, heads=4, kv_heads=2, map="elu", support="lsh")
+    assert mixer.state_bytes(99) == 4 * 2 * (4 * 5 + 99 * 8)
+
+
 def test_a_window_of_no_keys_but_the_tokens_own_decodes():
     mixer, x = made(window=0, causal=True, map="elu"), tokens(n=9)
     state, outputs = None, []

@@ -83,7 +83,7 @@ class FavorFeatures(FeatureMap):
 
     def log_scale(self, q: Tensor) -> Tensor:
         """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""
-        left_out = self._exponents(q).detach().amax(-1) - _half_square(q)
+        left_out = self._exponents(q.detach()).amax(-1) - _half_square(q)
         return left_out - self.shift() - log(self.dim_out) / 2
 
     def _turned(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ScatterbrainAttention(HeadMixer):
         rounds: of lsh: how often tokens are put in clusters; None = 2.
         map: ``"favor"``, ``"taylor"``, ``"hedgehog"`` or ``"elu"``.
         features: of favor, see `FavorFeatures`.
-        redraw_every: of favor: optimiser steps after which training draws new features; None = never.
+        redraw_every: of favor: optimiser steps after which training draws new features; None = never, and no other map has any.
         options: as in `HeadMixer`.
 
     Raises:
@@ -83,18 +83,16 @@ class ScatterbrainAttention(HeadMixer):
                 raise ValueError(f"{name} ({value}) needs support={needs!r}, got {support!r}")
             if value is not None and value < least:
                 raise ValueError(f"{name} ({value}) must be at least {least}")
-        for name, value in (("features", features), ("redraw_every", redraw_every)):
-            if map != "favor" and value not in (None, REDRAW if name == "redraw_every" else None):
-                raise ValueError(f"{name} ({value}) needs map='favor', got {map!r}")
+        if map != "favor" and features is not None:
+            raise ValueError(f"features ({features}) needs map='favor', got {map!r}")
+        if map != "favor" and redraw_every not in (None, REDRAW):
+            raise ValueError(f"redraw_every ({redraw_every}) needs map='favor', got {map!r}")
         if support == "lsh":  # a later token would change the clusters of earlier ones
             self.supports = frozenset({"bidirectional", "packed"})
         super().__init__(dim, **options)
         self.feature_map = self._make(map, features, redraw_every)
-        self.window = 0
-        if support == "local":
-            self.window = WINDOW if window is None else window
-        else:
-            self.cluster = cluster or CLUSTER
+        self.window, self.cluster = WINDOW if window is None else window, cluster or CLUSTER
+        if support == "lsh":
             self.register_buffer("hashes", torch.randn(rounds or ROUNDS, self.head_dim + 2))
         self.log_gamma = None if self.feature_map.exponential else nn.Parameter(torch.full((self.heads,), log(START)))
 
@@ -122,10 +120,10 @@ class ScatterbrainAttention(HeadMixer):
         return run.put_back(out), ScatterbrainState(far, near, near.length)
 
     def state_bytes(self, length: int) -> int:
-        """Sums in float32 at least, and the last `window` keys and values in the parameters' type."""
-        own = self.to_k.weight.dtype
+        """Sums in float32 at least; in the parameters' type the last `window` keys and values, for clusters all."""
+        own, kept = self.to_k.weight.dtype, self.window if self.support == "local" else length
         sums = accumulation_dtype(own).itemsize * self.feature_map.dim_out * (self.value_dim + 1)
-        return self.kv_heads * (sums + own.itemsize * self.window * (self.head_dim + self.value_dim))
+        return self.kv_heads * (sums + own.itemsize * kept * (self.head_dim + self.value_dim))
 
     def _windowed(
         self, q: Tensor, k: Tensor, v: Tensor, weighed: _Weighed, mask: Tensor | None, far: KernelState | None
