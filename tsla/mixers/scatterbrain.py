@@ -58,7 +58,7 @@ class ScatterbrainAttention(HeadMixer):
         rounds: of lsh: how often tokens are put in clusters; None = 2.
         map: ``"favor"``, ``"taylor"``, ``"hedgehog"`` or ``"elu"``.
         features: of favor, see `FavorFeatures`.
-        redraw_every: of favor: optimiser steps after which training draws new features; None = never, and no other map has any.
+        redraw_every: of favor: optimiser steps after which training draws new features; None = never.
         options: as in `HeadMixer`.
 
     Raises:
