@@ -32,6 +32,7 @@ from tsla.mixers import (
     PrimalAttention,
     RFAAttention,
     RFAGateAttention,
+    ScatterbrainAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -40,6 +41,7 @@ from tsla.mixers import (
     TransNormerAttention,
     WindowAttention,
 )
+from tsla.mixers.performer import FavorFeatures
 
 DIM, WINDOW = 16, 4
 OPTIONS = {
@@ -92,6 +94,10 @@ HEADS = {
     "hedgehog, exp": lambda dim, **x: HedgehogAttention(dim, kind="exp", **x),
     "hedgehog, max": lambda dim, **x: HedgehogAttention(dim, kind="max", width=9, **x),
     "hedgehog, joint": lambda dim, **x: HedgehogAttention(dim, kind="joint", **x),
+    "scatterbrain": lambda dim, **x: ScatterbrainAttention(dim, window=WINDOW, **x),
+    "scatterbrain, lsh": lambda dim, **x: ScatterbrainAttention(dim, support="lsh", cluster=3, map="taylor", **x),
+    "scatterbrain, taylor": lambda dim, **x: ScatterbrainAttention(dim, window=0, map="taylor", **x),
+    "scatterbrain, hedgehog": lambda dim, **x: ScatterbrainAttention(dim, window=2, map="hedgehog", **x),
     "lightning": LightningAttention,
     "lightning, retention": lambda dim, **x: LightningAttention(dim, activation="none", decay="retention", **x),
     "lightning, no decay": lambda dim, **x: LightningAttention(dim, decay="none", **x),
@@ -141,12 +147,12 @@ def has(name: str, mode: str, *, of: tuple[str, ...]) -> bool:
     return not name.startswith(of)
 
 
-CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly", "linformer"))]
+CAUSAL = [name for name in NAMES if has(name, "causal", of=("poly", "linformer", "scatterbrain, lsh"))]
 BIDIRECTIONAL = [name for name in NAMES if has(name, "bidirectional", of=("rfa_gate",))]
 CROSS = [
     name
     for name in BIDIRECTIONAL
-    if has(name, "cross", of=("conv", "primal", "split", "window", "poly", "lightning", "transnormer"))
+    if has(name, "cross", of=("conv", "primal", "split", "window", "poly", "scatterbrain", "lightning", "transnormer"))
     and not name.endswith(("decay", "cosine"))
 ]
 CAUSAL_WITH_OPTIONS = [case for case in WITH_OPTIONS if case[0] in CAUSAL]
@@ -256,6 +262,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
         return feature_heads(mixer, q, k, v, x, mask)
     if isinstance(mixer, LinformerAttention):
         return low_rank_oracle.linformer(mixer, q, k, v, mask)
+    if isinstance(mixer, ScatterbrainAttention):
+        return hybrid_heads(mixer, q, k, v, x, mask)
     if isinstance(mixer, WindowAttention):
         return oracle.dense_window(q, k, v, window=mixer.window, **options)
     if q.shape[2] == k.shape[2]:
@@ -291,6 +299,26 @@ def feature_heads(
     if isinstance(mixer, TransNormerAttention):
         out = out * linear(mixer.to_u, x).unflatten(-1, (h, -1)).transpose(1, 2)
     return out
+
+
+def hybrid_heads(
+    mixer: ScatterbrainAttention, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None
+) -> Tensor:  # fmt: skip
+    """exp on the support, products of features off it; of a map that is not near exp, gamma times exp against them."""
+    made, places = mixer.feature_map, places_of(x, mask)
+    if mask is not None:
+        k = k.masked_fill(~mask[:, None, :, None], 0.0)
+    fq, fk = feature_oracle.features(made, q, True, places), feature_oracle.features(made, k, False, places)
+    if mixer.support == "lsh":
+        support = oracle.clusters(q, k, mixer.hashes.double(), cluster=mixer.cluster, mask=mask)
+    else:
+        gap = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        support = (gap.abs() <= mixer.window).expand(*q.shape[:3], -1)
+    size = made.projection.shape[0] * 2 if isinstance(made, FavorFeatures) else 1
+    scale = None if mixer.log_gamma is None else mixer.log_gamma.exp()
+    return oracle.dense_hybrid(
+        q, k, v, fq / size, fk, support=support, gamma=scale, causal=mixer.causal, key_mask=mask
+    )  # fmt: skip
 
 
 def places_of(x: Tensor, mask: Tensor | None) -> Tensor:

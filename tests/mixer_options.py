@@ -17,6 +17,8 @@ from tsla.training.redraw import Redraw
 SHIFT = ("mixer=taylorshift",)
 POLY = ("mixer=taylor_poly",)
 PERFORMER = ("mixer=performer",)
+SCATTERBRAIN = ("mixer=scatterbrain",)
+LSH = (*SCATTERBRAIN, "mixer.support=lsh")
 CONV = ("mixer=gated_conv",)
 LUNA = ("mixer=luna",)
 LINFORMER = ("mixer=linformer",)
@@ -150,6 +152,17 @@ MIXERS: dict[str, dict[str, Case]] = {
         "dropout": Case(model, ("0.1", "0.5", "null"), PRIMAL),
         "ksvd": Case(model, ("0", "0.05", "0.1"), PRIMAL),
         "trace": Case(model, ("parameters", "weights"), PRIMAL),
+    },
+    "ScatterbrainConfig": {
+        "name": Case(model, ("scatterbrain", "none")),
+        **heads(*SCATTERBRAIN),
+        "support": Case(model, ("local", "lsh"), SCATTERBRAIN),
+        "window": Case(model, ("0", "3", "null", "5"), SCATTERBRAIN),
+        "cluster": Case(model, ("null", "4", "5"), LSH),
+        "rounds": Case(model, ("null", "1", "3"), LSH),
+        "map": Case(model, ("favor", "taylor", "hedgehog", "elu"), (*SCATTERBRAIN, "mixer.window=2")),
+        "features": Case(model, ("null", "4", "3"), SCATTERBRAIN, "mixer.features (3) must be even"),
+        "redraw_every": Case(drawn, ("1", "3", "null"), SCATTERBRAIN),
     },
     "GatedConvConfig": {
         "name": Case(model, ("gated_conv", "none")),

@@ -267,3 +267,54 @@ def dense_window(
     weights = (scores - top).exp().masked_fill(~near, 0.0)
     total = weights.sum(-1, keepdim=True)
     return weights @ v / torch.where(total == 0, 1.0, total)
+
+
+def dense_hybrid(
+    q: Tensor, k: Tensor, v: Tensor, fq: Tensor, fk: Tensor, *, support: Tensor, scale: float | None = None,
+    log_scale: Tensor | None = None, gamma: Tensor | None = None, causal: bool = False, key_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """where(support, exp(s), fq.fk exp(log_scale)) over the sum of each row, s = scale q.k; 0 where nothing is seen.
+
+    support: ``(b, h, n, m)`` bool. gamma ``(h,)``: gamma exp(s - c) instead, c the row's largest s on the support. The
+    queries are the last of the keys where there are fewer of them.
+    """
+    (n, m), group = (q.shape[2], k.shape[2]), q.shape[1] // k.shape[1]
+    real = torch.ones(q.shape[0], m, dtype=torch.bool) if key_mask is None else key_mask
+    k, v, fk = (x.masked_fill(~real[:, None, :, None], 0.0).repeat_interleave(group, dim=1) for x in (k, v, fk))
+    seen = real[:, None, None] & (torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else torch.ones(n, m) > 0)
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    near = support & seen
+    if gamma is not None:
+        top = scores.masked_fill(~near, -inf).amax(-1, keepdim=True)
+        scores = scores - torch.where(top == -inf, 0.0, top) + gamma.log()[:, None, None]
+    far = torch.einsum("bhif,bhjf->bhij", fq, fk)
+    far = far if log_scale is None else far * log_scale.exp()[..., None]
+    weights = torch.where(near, scores.masked_fill(~near, 0.0).exp(), far).masked_fill(~seen, 0.0)
+    total = weights.sum(-1, keepdim=True)
+    return weights @ v / torch.where(total == 0, 1.0, total)
+
+
+def clusters(q: Tensor, k: Tensor, hashes: Tensor, *, cluster: int, mask: Tensor | None = None) -> Tensor:
+    """Which pairs ``(b, h, n, n)`` of real tokens meet: in any round, the same place // cluster in the orders of both.
+
+    The order of queries is that of [q, 0, sqrt(M - |q|^2)].a, that of keys of [k, sqrt(M - |k|^2), 0].a, M the sum of
+    both largest squares, a a row of `hashes`.
+    """
+    (b, h, n, _), g = q.shape, k.shape[1]
+    found = torch.zeros(b, h, n, n, dtype=torch.bool)
+    for row, head in product(range(b), range(h)):
+        real = [i for i in range(n) if mask is None or mask[row, i]]
+        own, others = (x[real].detach() for x in (q[row, head], k[row, head * g // h]))
+        if not real:
+            continue
+        longest = sum(max((x * x).sum().item() for x in y) for y in (own, others))
+        for a in hashes:
+            numbers = []
+            for y, at in ((own, -1), (others, -2)):
+                value = [((x * a[:-2]).sum() + max(longest - (x * x).sum().item(), 0) ** 0.5 * a[at]).item() for x in y]
+                order = sorted(range(len(real)), key=value.__getitem__)
+                numbers.append({i: place // cluster for place, i in enumerate(order)})
+            for i, j in product(range(len(real)), repeat=2):
+                if numbers[0][i] == numbers[1][j]:
+                    found[row, head, real[i], real[j]] = True
+    return found

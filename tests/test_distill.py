@@ -92,6 +92,18 @@ def test_a_student_of_every_kind_of_teacher(teachers, kind, tmp_path, capsys):
     assert len(aux) == 2 and not any("train/aux" in row for row in runs.metrics(out))
 
 
+def test_the_hybrid_of_lolcats(teachers, tmp_path, capsys):
+    """Its maps learn, and how much a window counts beside them."""
+    out = tmp_path / "out"
+    hybrid = ("mixer=scatterbrain", "mixer.map=hedgehog", "mixer.window=4")
+    assert distill(teachers("digits"), *hybrid, *SHORT, f"out={out}") == 0
+    assert "distil  12 steps, loss=maps, learn=maps: " in capsys.readouterr().out
+    learnt = runs.checkpoint(out / "distilled")["state_dict"]
+    (gamma,) = (x for name, x in learnt.items() if name.endswith("student.log_gamma"))
+    assert (gamma.exp() - 0.1).abs().min() > 1e-4
+    assert load_model(out / "model").encoder.blocks[0].mixer.window == 4
+
+
 def test_what_a_run_leaves(teachers, tmp_path, capsys):
     """Its files; it is a run like others to eval, predict and report."""
     out = tmp_path / "out"

@@ -10,15 +10,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tsla.ops": (
-        "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-        "taylor_feature_map", "taylor_poly_attention", "window_attention",
+        "Attended", "KernelState", "cluster_kernel_attention", "linear_attention", "taylor_attention",
+        "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
+        "window_kernel_attention",
     ),
     "tsla.mixers": (
         "ChannelFirst", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit", "HedgehogAttention",
         "LightningAttention", "LinearAttention", "LinformerAttention", "LunaAttention", "Mixed", "Mixer",
-        "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "SoftmaxAttention",
-        "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift", "TransNormerAttention",
-        "WindowAttention",
+        "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "ScatterbrainAttention",
+        "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift",
+        "TransNormerAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
@@ -27,11 +28,12 @@ _HOMES = {
 __all__ = [
     "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit",
     "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "LinformerAttention", "LunaAttention",
-    "Mixed", "Mixer", "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "SequenceClassifier",
-    "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier",
-    "TokenShift", "TransNormerAttention", "VisionTransformer", "WindowAttention", "__version__", "account",
-    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-    "taylor_feature_map", "taylor_poly_attention", "window_attention",
+    "Mixed", "Mixer", "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention",
+    "ScatterbrainAttention", "SequenceClassifier", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+    "TaylorShiftAttention", "TokenClassifier", "TokenShift", "TransNormerAttention", "VisionTransformer",
+    "WindowAttention", "__version__", "account", "cluster_kernel_attention", "linear_attention", "load_model",
+    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
+    "window_attention", "window_kernel_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         PrimalAttention,
         RFAAttention,
         RFAGateAttention,
+        ScatterbrainAttention,
         SoftmaxAttention,
         TaylorAttention,
         TaylorPolyAttention,
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from tsla.ops import (
         Attended,
         KernelState,
+        cluster_kernel_attention,
         linear_attention,
         taylor_attention,
         taylor_crossover,
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
         taylor_feature_map,
         taylor_poly_attention,
         window_attention,
+        window_kernel_attention,
     )
 
 

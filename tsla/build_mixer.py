@@ -21,6 +21,7 @@ from tsla.config.mixers import (
     PrimalConfig,
     RFAConfig,
     RFAGateConfig,
+    ScatterbrainConfig,
     SoftmaxConfig,
     TaylorConfig,
     TaylorPolyConfig,
@@ -44,6 +45,7 @@ from tsla.mixers import (
     PrimalAttention,
     RFAAttention,
     RFAGateAttention,
+    ScatterbrainAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -116,6 +118,8 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return RFAGateAttention(model.dim, **own, **heads)
         case RFAConfig():
             return RFAAttention(model.dim, **own, **heads)
+        case ScatterbrainConfig():
+            return ScatterbrainAttention(model.dim, **own, **heads)
         case HedgehogConfig():
             return HedgehogAttention(model.dim, **own, **heads)
         case TransNormerConfig():

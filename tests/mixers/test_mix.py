@@ -33,6 +33,7 @@ from tsla.mixers import HeadMixer, Mixed
 LEARNT = (
     "taylor", "luna", "linformer", "primal", "poly", "window", "split", "performer", "rfa_gate", "hedgehog",
     "transnormer", "linear, rebased",
+    "scatterbrain", "scatterbrain, lsh", "scatterbrain, hedgehog",
 )  # fmt: skip
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BOTH_WAYS = pytest.mark.parametrize(("name", "kind", "causal"), EVERY_WAY)

@@ -14,6 +14,7 @@ from tsla.mixers import (
     NoMixer,
     PerformerAttention,
     RFAAttention,
+    ScatterbrainAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -81,7 +82,13 @@ def test_the_identity_for_values_gives_softmax(options, masked):
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("mixer", [HedgehogAttention, PerformerAttention, LinearAttention, TaylorAttention])
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        HedgehogAttention, PerformerAttention, LinearAttention, TaylorAttention,
+        partial(ScatterbrainAttention, window=2, map="hedgehog"),
+    ],
+)  # fmt: skip
 def test_maps_are_what_a_mixer_averages_by(mixer, options):
     """maps @ v is what `attend` gives; each row is a distribution over its visible keys."""
     made, x = mixer(DIM, heads=HEADS, head_dim=4, **options), tokens()
@@ -107,6 +114,7 @@ def test_maps_are_what_a_mixer_averages_by(mixer, options):
         (LinformerAttention, {"max_length": 9}, "its output is no average: it reads sums of values"),
         (WindowAttention, {"window": 3}, "its weights outside the window are 0"),
         (HedgehogAttention, {}, None),
+        (ScatterbrainAttention, {"map": "hedgehog"}, None),
         (TaylorAttention, {}, None),
     ],
 )

@@ -12,6 +12,8 @@ DIRECTIONS = frozenset({"bidirectional", "causal"})
 DECAYS = ("none", "fixed", "selective")
 MAPS = ("elu", "relu", "cosine", "rebased", "taylor", "t2r")
 FAVOR = ("hyperbolic", "positive", "relu")
+REDRAW = 1000
+HYBRID = ("favor", "taylor", "hedgehog", "elu")
 TABLES = ("alibi", "paper", "retention", "none")
 SHARING = ("none", "head", "kv", "layer")
 
@@ -24,8 +26,8 @@ class MixerOptions:
 
     name: str = option("", "the mechanism")
 
-    def problems(self, dim: int) -> Iterator[str]:
-        """What its own options, and the width of the model, do not let together."""
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
+        """What its own options, and the width and direction of the model, do not let together."""
         return iter(())
 
 
@@ -64,7 +66,7 @@ class PolynomialConfig(HeadsConfig):
         None, "length from which impl=auto takes the linear form; null = measured, else counted", low=0
     )
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """Forms that cannot be had, and weights below 0."""
         order, head_dim = getattr(self, "order", 2), self.head_dim or dim // self.heads
         if order % 2:
@@ -86,9 +88,9 @@ class TaylorConfig(PolynomialConfig):
     center: str = option("zero", "score the polynomial is expanded around: 0 or a query's mean", choices=CENTERS)
     decay: str = option("none", "forgetting: a learned rate per head, or per head and token", choices=DECAYS)
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """As its base, and a centre that is not there."""
-        yield from super().problems(dim)
+        yield from super().problems(dim, causal)
         if self.center == "mean" and self.order == 0:
             yield "mixer.center=mean needs mixer.order of at least 2: a constant polynomial has no centre"
 
@@ -104,9 +106,9 @@ class TaylorShiftConfig(PolynomialConfig):
     normalize: bool = option(True, "divide queries and keys by their length")
     scale_output: bool = option(True, "multiply outputs by sqrt(keys seen / head_dim)")
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """As its base, and a polynomial that falls below 0."""
-        yield from super().problems(dim)
+        yield from super().problems(dim, causal)
         if self.c < self.b**2 / (4 * self.a):
             yield (f"mixer.c ({self.c}) must be at least b^2 / (4 a) ({self.b**2 / (4 * self.a):g}): "
                    "a s^2 + b s + c would give negative weights")  # fmt: skip
@@ -160,7 +162,7 @@ class LunaConfig(MixerOptions):
     bias: bool = option(True, "biases on the projections")
     dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """Heads without a width."""
         if dim % self.heads:
             yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
@@ -174,7 +176,7 @@ class LinearConfig(HeadsConfig):
     map: str = option("elu", "phi: elu + 1, relu, cosFormer's, ReBased's, Taylor's or T2R's", choices=MAPS)
     horizon: int | None = option(None, "for map=cosine: tokens of the longest input; null = the task's", low=1)
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """A horizon that nothing reads."""
         if self.horizon is not None and self.map != "cosine":
             yield f"mixer.horizon ({self.horizon}) needs mixer.map=cosine, got {self.map}"
@@ -185,13 +187,15 @@ class RandomConfig(HeadsConfig):
     """The options of mixers with random features."""
 
     features: int | None = option(None, "of a head", low=1)
-    redraw_every: int | None = option(1000, "optimiser steps after which training draws new ones; null = never", low=1)
+    redraw_every: int | None = option(
+        REDRAW, "optimiser steps after which training draws new ones; null = never", low=1
+    )
 
     def paired(self) -> bool:
         """Whether features come in pairs, of one random vector each."""
         return False
 
-    def problems(self, dim: int) -> Iterator[str]:
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
         """Half a pair."""
         if self.features is not None and self.features % 2 and self.paired():
             yield f"mixer.features ({self.features}) must be even: they come in pairs"
@@ -242,6 +246,36 @@ class HedgehogConfig(HeadsConfig):
 
 
 @dataclass
+class ScatterbrainConfig(RandomConfig):
+    """Scatterbrain: exact weights on a sparse support, those of a feature map off it; LoLCATs' hybrid."""
+
+    name: str = option("scatterbrain", "the mechanism", choices=("scatterbrain",))
+    support: str = option("local", "where weights are exact: in a window, or in clusters", choices=("local", "lsh"))
+    window: int | None = option(None, "of local: how far a token sees exactly; null = 32", low=0)
+    cluster: int | None = option(None, "of lsh: tokens of a cluster; null = 32", low=1)
+    rounds: int | None = option(None, "of lsh: how often tokens are put in clusters; null = 2", low=1)
+    map: str = option("favor", "phi off the support: near exp, or learned and elu + 1 with a gamma", choices=HYBRID)
+    features: int | None = option(None, "of favor: of a head, in pairs; null = head_dim * ln(head_dim)", low=1)
+
+    def paired(self) -> bool:
+        """Those of w and -w."""
+        return True
+
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
+        """As its base, and what the support or the map does not read."""
+        yield from super().problems(dim, causal)
+        for name, needs in (("window", "local"), ("cluster", "lsh"), ("rounds", "lsh")):
+            if getattr(self, name) is not None and self.support != needs:
+                yield f"mixer.{name} ({getattr(self, name)}) needs mixer.support={needs}, got {self.support}"
+        if self.map != "favor" and self.features is not None:
+            yield f"mixer.features ({self.features}) needs mixer.map=favor, got {self.map}"
+        if self.map != "favor" and self.redraw_every not in (None, REDRAW):
+            yield f"mixer.redraw_every ({self.redraw_every}) needs mixer.map=favor, got {self.map}"
+        if causal and self.support == "lsh":
+            yield "mixer.support=lsh needs model.causal=false: a later token would change the clusters of earlier ones"
+
+
+@dataclass
 class LightningConfig(HeadsConfig):
     """Lightning Attention-2: sums that decay at a fixed rate, with a norm instead of a denominator."""
 
@@ -283,12 +317,16 @@ class PrimalConfig(MixerOptions):
     trace: str = option("parameters", "its trace: of what is learnt, or, unless causal, of what tokens make of it",
                         choices=("parameters", "weights"))  # fmt: skip
 
-    def problems(self, dim: int) -> Iterator[str]:
-        """Heads that do not divide the width, and a part of a loss that is not there."""
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
+        """Heads that do not divide the width, a part of a loss that is not there, and what its direction leaves out."""
         if dim % self.heads:
             yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
         if self.trace == "weights" and not self.ksvd:
             yield "mixer.trace=weights needs a mixer.ksvd above 0: there is no loss"
+        if causal and self.rank_multi is not None:
+            yield f"mixer.rank_multi ({self.rank_multi}) needs model.causal=false: no tokens are chosen otherwise"
+        if causal and self.trace != "parameters":
+            yield f"mixer.trace={self.trace} needs model.causal=false: both are the same otherwise"
 
 
 MixerConfig = (
@@ -305,6 +343,7 @@ MixerConfig = (
     | RFAConfig
     | RFAGateConfig
     | HedgehogConfig
+    | ScatterbrainConfig
     | LightningConfig
     | TransNormerConfig
     | LinformerConfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tsla.config.mixers import HeadsConfig, PrimalConfig
+from tsla.config.mixers import HeadsConfig
 from tsla.config.schema import (
     IMAGES,
     Config,
@@ -73,12 +73,7 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
 def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
     yield from _directions(config)
-    yield from mixer.problems(model.dim)
-    if isinstance(mixer, PrimalConfig) and model.causal:
-        if mixer.rank_multi is not None:
-            yield f"mixer.rank_multi ({mixer.rank_multi}) needs model.causal=false: no tokens are chosen otherwise"
-        if mixer.trace != "parameters":
-            yield f"mixer.trace={mixer.trace} needs model.causal=false: both are the same otherwise"
+    yield from mixer.problems(model.dim, model.causal)
     if not isinstance(mixer, HeadsConfig):
         return
     far, kv = mixer.heads - mixer.local_heads, mixer.kv_heads or 1

@@ -14,6 +14,7 @@ from tsla.mixers.none import NoMixer
 from tsla.mixers.performer import PerformerAttention
 from tsla.mixers.primal import PrimalAttention
 from tsla.mixers.rfa import RFAAttention, RFAGateAttention
+from tsla.mixers.scatterbrain import ScatterbrainAttention
 from tsla.mixers.softmax import SoftmaxAttention
 from tsla.mixers.taylor import TaylorAttention
 from tsla.mixers.taylor_poly import TaylorPolyAttention
@@ -41,6 +42,7 @@ __all__ = [
     "PrimalAttention",
     "RFAAttention",
     "RFAGateAttention",
+    "ScatterbrainAttention",
     "SoftmaxAttention",
     "State",
     "TaylorAttention",

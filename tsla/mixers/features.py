@@ -27,6 +27,7 @@ class FeatureMap(nn.Module):
     positive: bool = True  # no weight phi(q).phi(k) is below 0
     placed: bool = False  # `forward` takes the position of each token
     eps: float = 1e-6  # added to the sum of weights; `TINY` where features have no size of their own
+    exponential: bool = False  # weights are near exp(q.k / sqrt(d)), but for a factor of the query's own: `log_scale`
 
     def __init__(self, dim_out: int) -> None:
         super().__init__()
@@ -41,6 +42,14 @@ class FeatureMap(nn.Module):
             places: ``(n,)`` or ``(b, n)``, positions, for a map that is `placed`.
         """
         raise TypeError(f"{type(self).__name__} must define forward()")
+
+    def log_scale(self, q: Tensor) -> Tensor:
+        """``(b, heads, n)``: phi(q).phi(k) exp(log_scale(q)) is near exp(q.k / sqrt(d)), if the map is `exponential`.
+
+        Args:
+            q: as in `forward`.
+        """
+        raise TypeError(f"{type(self).__name__} must define log_scale(), if its weights are near exp")
 
 
 class Weighed(NamedTuple):

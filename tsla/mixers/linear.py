@@ -93,6 +93,7 @@ class TaylorFeatures(FeatureMap):
     """
 
     eps = 0.0
+    exponential = True
 
     def __init__(self, head_dim: int, *, order: int = 2) -> None:
         super().__init__(taylor_feature_dim(head_dim, order=order))
@@ -100,6 +101,10 @@ class TaylorFeatures(FeatureMap):
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         return taylor_feature_map(x * x.shape[-1] ** -0.25, order=self.order)
+
+    def log_scale(self, q: Tensor) -> Tensor:
+        """0: a polynomial near exp, as it is."""
+        return q.new_zeros(q.shape[:-1])
 
 
 class HeadLinear(nn.Module):

@@ -58,6 +58,7 @@ class FavorFeatures(FeatureMap):
         if features < 1 or features % each:
             raise ValueError(f"features ({features}) must be at least {each}" + " and even" * (each - 1))
         super().__init__(features)
+        self.exponential = kind != "relu"
         self.redraw_every = check_redraw_every(redraw_every)
         self.register_buffer("projection", torch.empty(features // each, head_dim))
         self.resample()
@@ -72,16 +73,32 @@ class FavorFeatures(FeatureMap):
         return REACH - self.projection.square().sum(-1).amax() / 2
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
-        rows = self.projection.to(x.dtype)
-        x, size = x * x.shape[-1] ** -0.25, self.dim_out**-0.5
+        size = self.dim_out**-0.5
         if self.kind == "relu":
-            return (relu(x @ rows.T) + 1e-3) * size
-        exponent = x @ rows.T
-        if self.kind == "hyperbolic":
-            exponent = torch.cat([exponent, -exponent], dim=-1)
-        if is_query:  # any number will do: it is the query's own
+            return (relu(self._turned(x)) + 1e-3) * size
+        exponent = self._exponents(x)
+        if is_query:  # any number will do: it is the query's own, and `log_scale` knows it
             return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
-        return (exponent - x.square().sum(-1, keepdim=True) / 2 + self.shift()).clamp(min=-REACH).exp() * size
+        return (exponent - _half_square(x)[..., None] + self.shift()).clamp(min=-REACH).exp() * size
+
+    def log_scale(self, q: Tensor) -> Tensor:
+        """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""
+        left_out = self._exponents(q.detach()).amax(-1) - _half_square(q)
+        return left_out - self.shift() - log(self.dim_out) / 2
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """w_r.x' of every row."""
+        return x * x.shape[-1] ** -0.25 @ self.projection.to(x.dtype).T
+
+    def _exponents(self, x: Tensor) -> Tensor:
+        """w_r.x' of every row, and of their opposites if hyperbolic."""
+        turned = self._turned(x)
+        return torch.cat([turned, -turned], dim=-1) if self.kind == "hyperbolic" else turned
+
+
+def _half_square(x: Tensor) -> Tensor:
+    """|x'|^2 / 2."""
+    return x.square().sum(-1) * (x.shape[-1] ** -0.5 / 2)
 
 
 def orthogonal_rows(

@@ -19,6 +19,54 @@ class WindowState(NamedTuple):
     length: Tensor
 
 
+class Run(NamedTuple):
+    """Real tokens in one run after those of the ring: the distance of two in it is their distance in real tokens.
+
+    queries ``(b, h, n, d)``, any masked ones last; keys ``(b, g, window + n, d)`` and values, those of the ring first;
+    which of them are `filled` ``(b, window + n)``; how many of the new tokens are `real` ``(b,)``, and in which `order`
+    ``(b, n)`` they have been taken; and how many were `seen` before.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    filled: Tensor
+    real: Tensor
+    order: Tensor
+    seen: Tensor
+
+    def put_back(self, out: Tensor) -> Tensor:
+        """What was made of the queries, in the places they came from."""
+        return _take(out, torch.argsort(self.order, dim=1))
+
+    def ring(self) -> WindowState:
+        """The last of the run, as many as it began with."""
+        window = self.keys.shape[2] - self.order.shape[1]
+        last = self.real[:, None] + torch.arange(window, device=self.order.device)
+        return WindowState(
+            _take(self.keys, last), _take(self.values, last), self.filled.gather(1, last), self.seen + self.real
+        )
+
+    def left(self) -> Tensor:
+        """Which keys ``(b, window + n)`` the ring after it no longer has."""
+        return self.filled & (torch.arange(self.keys.shape[2], device=self.order.device) < self.real[:, None])
+
+
+def run_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, past: WindowState | None, window: int) -> Run:
+    """New tokens after those of a ring of `window`; None is an empty one."""
+    b, n = q.shape[0], q.shape[2]
+    real = torch.ones(b, n, dtype=torch.bool, device=q.device) if mask is None else mask
+    k, v = (x.masked_fill(~real[:, None, :, None], 0.0) for x in (k, v))
+    if past is None:
+        seen = real.new_zeros(b, dtype=torch.long)
+        keys, values = (x.new_zeros(b, x.shape[1], window, x.shape[3]) for x in (k, v))
+        past = WindowState(keys, values, real.new_zeros(b, window), seen)
+    order = torch.argsort(~real, dim=1, stable=True)  # real tokens to the left
+    q, k, v = (_take(x, order) for x in (q, k, v))
+    k, v = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2)
+    return Run(q, k, v, torch.cat([past.real, real.gather(1, order)], 1), real.sum(-1), order, past.length)
+
+
 class WindowAttention(HeadMixer):
     """Softmax attention over the `window` tokens before each token, and as many after it unless causal.
 
@@ -45,25 +93,10 @@ class WindowAttention(HeadMixer):
     def attend_next(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
-        b, n, w = q.shape[0], q.shape[2], self.window
-        real = torch.ones(b, n, dtype=torch.bool, device=q.device) if mask is None else mask
-        k, v = (x.masked_fill(~real[:, None, :, None], 0.0) for x in (k, v))
-        if state is None:
-            seen = real.new_zeros(b, dtype=torch.long)
-            past = WindowState(k.new_zeros(b, k.shape[1], w, k.shape[3]), v.new_zeros(b, v.shape[1], w, v.shape[3]),
-                               real.new_zeros(b, w), seen)  # fmt: skip
-        else:
-            past = WindowState(*state)
-        # Real tokens to the left, so that the ring and they are one run and index distance is distance in real tokens.
-        order = torch.argsort(~real, dim=1, stable=True)
-        q, k, v = (_take(x, order) for x in (q, k, v))
-        k, v = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2)
-        filled = torch.cat([past.real, real.gather(1, order)], 1)
-        out = window_attention(pad(q, (0, 0, w, 0)), k, v, window=w, causal=True, key_mask=filled)[:, :, w:]
-        count = real.sum(-1)
-        last = count[:, None] + torch.arange(w, device=q.device)
-        after = WindowState(_take(k, last), _take(v, last), filled.gather(1, last), past.length + count)
-        return _take(out, torch.argsort(order, dim=1)), after
+        run, w = run_of(q, k, v, mask, None if state is None else WindowState(*state), self.window), self.window
+        queries = pad(run.queries, (0, 0, w, 0))
+        out = window_attention(queries, run.keys, run.values, window=w, causal=True, key_mask=run.filled)[:, :, w:]
+        return run.put_back(out), run.ring()
 
     def state_bytes(self, length: int) -> int:
         """The last `window` keys and values, in the parameters' type."""
