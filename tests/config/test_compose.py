@@ -225,7 +225,7 @@ COMBINATIONS = {
     "model.layers=[taylor,taylor_poly]": "mixer=taylor_poly needs model.causal=false: it is bidirectional only",
     "mixer=linformer": "mixer=linformer needs model.causal=false: it is bidirectional only",
     "mixer=primal mixer.heads=3": "mixer.heads (3) must divide model.dim (128)",
-    "mixer=primal mixer.trace=weights mixer.ksvd=0 model.causal=false": "mixer.trace=weights needs a mixer.ksvd above 0",
+    "mixer=primal mixer.trace=weights mixer.ksvd=0 model.causal=false": "mixer.trace=weights needs a mixer.ksvd",
     "mixer=primal mixer.rank_multi=4": "mixer.rank_multi (4) needs model.causal=false: no tokens are chosen otherwise",
     "mixer=primal mixer.trace=weights": "mixer.trace=weights needs model.causal=false: both are the same otherwise",
     "mixer=primal mixer.ksvd=-1": "mixer.ksvd (-1.0) must be at least 0",
