@@ -16,6 +16,7 @@ from tsla.config.schema import EncoderConfig
 from tsla.mixers import NoMixer, PrimalAttention
 from tsla.models import Encoder, SequenceClassifier
 from tsla.ops.norm import unit
+from tsla.training.optim import OptimSettings, make_optimizer
 
 KINDS = pytest.mark.parametrize(
     ("name", "causal"), [(name, causal) for name in ("primal", "primal, few") for causal in (False, True)]
@@ -90,6 +91,10 @@ def test_nothing_to_lose(causal):
     (out.sum() + aux).backward()
     for gradient in (x.grad, *(parameter.grad for parameter in mixer.parameters())):
         assert (gradient == 0).all()
+    mixer.zero_grad()
+    out, _, aux = mixer.mix(torch.full((3, 11, DIM), torch.nan).double(), mask=torch.zeros(3, 11, dtype=torch.bool))
+    (out.sum() + aux).backward()  # nor do the weights learn of what stands there
+    assert all((parameter.grad == 0).all() for parameter in mixer.parameters())
     assert mixer.mix(tokens(0)).aux == 0 == mixer.mix(tokens(11, 0)).aux
     assert mixer.mix(tokens(0, 1), cu_seqlens=torch.tensor([0, 0])).aux == 0
 
@@ -215,6 +220,13 @@ def test_sizes_and_starts():
     default = PrimalAttention(64)
     assert (default.heads, default.rank, default.rows, default.ksvd, default.trace) == (8, 20, 200, 0.05, "parameters")
     assert mixer.state_bytes(7) == 4 * 2 * DIM * 3 and causal.state_bytes(7) == 4 * 2 * DIM
+
+
+def test_weight_decay_spares_the_scale():
+    """Which the loss holds at the values of the kernel; A_e and A_r are matrices like others."""
+    mixer = PrimalAttention(DIM, heads=4)
+    decayed, kept = make_optimizer(mixer, OptimSettings(1e-3, 0.0, 0, 0.1, 0.9, 0.98, 1.0)).param_groups
+    assert any(p is mixer.scale for p in kept["params"]) and any(p is mixer.to_e for p in decayed["params"])
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
