@@ -15,6 +15,7 @@ from tsla.config.mixers import HeadsConfig
 from tsla.config.schema import EncoderConfig
 from tsla.mixers import (
     FeatureAttention,
+    FourierAttention,
     GatedConv,
     HeadMixer,
     HeadSplit,
@@ -68,6 +69,8 @@ HEADS = {
     ),
     "poly, order 4": lambda dim, **x: TaylorPolyAttention(dim, root="sigmoid", **{"order": 4, "head_dim": 4} | x),
     "softmax": SoftmaxAttention,
+    "fourier": FourierAttention,
+    "fourier, channels": lambda dim, **x: FourierAttention(dim, power=2, radius=2.0, per_channel=True, **x),
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
     "linear": LinearAttention,
@@ -92,6 +95,7 @@ HEADS = {
     "transnormer": lambda dim, **x: TransNormerAttention(dim, decay="paper", layer=0, depth=3, **x),
     "transnormer, later": lambda dim, **x: TransNormerAttention(dim, layer=1, depth=3, **x),
 }
+GROWING = ("softmax", "fourier")  # those whose state grows with every token
 OTHERS = {"none", "taylor_poly", "gated_conv"}  # named otherwise here
 
 
@@ -244,6 +248,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
             root = linear(mixer.to_root, x).unflatten(-1, (mixer.heads, -1)).transpose(1, 2)
             out = out * (root if mixer.root == "value" else 1 / (1 + (-root).exp()))
         return out
+    if isinstance(mixer, FourierAttention):
+        return oracle.dense_fourier(q, k, v, radius=(1 + mixer.raw_radius.exp()).log(), power=mixer.power, **options)
     if isinstance(mixer, FeatureAttention):
         return feature_heads(mixer, q, k, v, x, mask)
     if isinstance(mixer, WindowAttention):

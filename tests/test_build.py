@@ -12,6 +12,7 @@ from tsla.build_mixer import Place, build_mixer
 from tsla.config import compose, members
 from tsla.config.mixers import MIXERS
 from tsla.mixers import (
+    FourierAttention,
     GatedConv,
     HeadSplit,
     NoMixer,
@@ -52,7 +53,7 @@ def test_tasks(tmp_path):
     ("name", "kind"),
     [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
      ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention),
-     ("gated_conv", GatedConv)],
+     ("fourier", FourierAttention), ("gated_conv", GatedConv)],
 )  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]

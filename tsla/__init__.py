@@ -10,27 +10,27 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tsla.ops": (
-        "Attended", "KernelState", "linear_attention", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
-        "taylor_feature_map", "taylor_poly_attention", "window_attention",
+        "Attended", "KernelState", "fourier_attention", "linear_attention", "taylor_attention", "taylor_crossover",
+        "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
     ),
     "tsla.mixers": (
-        "ChannelFirst", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit", "HedgehogAttention",
-        "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention", "RFAAttention",
-        "RFAGateAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention",
-        "TokenShift", "TransNormerAttention", "WindowAttention",
+        "ChannelFirst", "FeatureAttention", "FeatureMap", "FourierAttention", "GatedConv", "HeadSplit",
+        "HedgehogAttention", "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention",
+        "RFAAttention", "RFAGateAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention",
+        "TaylorShiftAttention", "TokenShift", "TransNormerAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),
 }  # fmt: skip
 
 __all__ = [
-    "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "GatedConv", "HeadSplit",
-    "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "Mixed", "Mixer", "PerformerAttention",
-    "RFAAttention", "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention", "TaylorAttention",
-    "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift", "TransNormerAttention",
-    "VisionTransformer", "WindowAttention", "__version__", "account", "linear_attention", "load_model",
-    "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
-    "window_attention",
+    "Attended", "ChannelFirst", "Encoder", "FeatureAttention", "FeatureMap", "FourierAttention", "GatedConv",
+    "HeadSplit", "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "Mixed", "Mixer",
+    "PerformerAttention", "RFAAttention", "RFAGateAttention", "SequenceClassifier", "SoftmaxAttention",
+    "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenClassifier", "TokenShift",
+    "TransNormerAttention", "VisionTransformer", "WindowAttention", "__version__", "account", "fourier_attention",
+    "linear_attention", "load_model", "taylor_attention", "taylor_crossover", "taylor_feature_dim",
+    "taylor_feature_map", "taylor_poly_attention", "window_attention",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ChannelFirst,
         FeatureAttention,
         FeatureMap,
+        FourierAttention,
         GatedConv,
         HeadSplit,
         HedgehogAttention,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from tsla.ops import (
         Attended,
         KernelState,
+        fourier_attention,
         linear_attention,
         taylor_attention,
         taylor_crossover,

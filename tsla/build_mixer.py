@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, assert_never
 from torch import nn
 
 from tsla.config.mixers import (
+    FourierConfig,
     GatedConvConfig,
     HeadsConfig,
     HedgehogConfig,
@@ -26,6 +27,7 @@ from tsla.config.mixers import (
 )
 from tsla.config.schema import ModelConfig, members
 from tsla.mixers import (
+    FourierAttention,
     GatedConv,
     HeadSplit,
     HedgehogAttention,
@@ -92,6 +94,8 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return TaylorPolyAttention(model.dim, **own, **heads)
         case SoftmaxConfig():
             return SoftmaxAttention(model.dim, **heads)
+        case FourierConfig():
+            return FourierAttention(model.dim, **own, **heads)
         case WindowConfig():
             return WindowAttention(model.dim, **own, **heads)
         case LinearConfig():

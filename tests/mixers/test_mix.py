@@ -29,7 +29,19 @@ from torch.testing import assert_close
 import tsla.mixers.taylor
 from tsla.mixers import HeadMixer, Mixed
 
-LEARNT = ("taylor", "poly", "window", "split", "performer", "rfa_gate", "hedgehog", "transnormer", "linear, rebased")
+LEARNT = (
+    "taylor",
+    "poly",
+    "window",
+    "split",
+    "performer",
+    "rfa_gate",
+    "hedgehog",
+    "transnormer",
+    "linear, rebased",
+    "fourier",
+    "fourier, channels",
+)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BOTH_WAYS = pytest.mark.parametrize(("name", "kind", "causal"), EVERY_WAY)
 WITH_TIME = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)

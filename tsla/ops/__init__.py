@@ -3,6 +3,7 @@
 from tsla.ops.attention import linear_attention, taylor_attention
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.feature_map import taylor_feature_dim, taylor_feature_map
+from tsla.ops.fourier import fourier_attention
 from tsla.ops.norm import srms_norm
 from tsla.ops.poly import taylor_poly_attention
 from tsla.ops.rotary import rotary
@@ -12,6 +13,7 @@ from tsla.ops.window import window_attention
 __all__ = [
     "Attended",
     "KernelState",
+    "fourier_attention",
     "linear_attention",
     "rotary",
     "srms_norm",
