@@ -18,6 +18,7 @@ from tsla.config.mixers import HeadsConfig
 from tsla.config.schema import EncoderConfig
 from tsla.mixers import (
     FeatureAttention,
+    FourierAttention,
     GatedConv,
     HeadMixer,
     HeadSplit,
@@ -76,6 +77,8 @@ HEADS = {
     ),
     "poly, order 4": lambda dim, **x: TaylorPolyAttention(dim, root="sigmoid", **{"order": 4, "head_dim": 4} | x),
     "softmax": SoftmaxAttention,
+    "fourier": FourierAttention,
+    "fourier, channels": lambda dim, **x: FourierAttention(dim, power=2, radius=2.0, per_channel=True, **x),
     "window": lambda dim, **x: WindowAttention(dim, window=WINDOW, **x),
     "window 0": lambda dim, **x: WindowAttention(dim, window=0, **x),
     "linear": LinearAttention,
@@ -107,6 +110,7 @@ HEADS = {
     "linformer, own": lambda dim, **x: LinformerAttention(dim, max_length=301, rank=5, sharing="none", **x),
     "linformer, kv": lambda dim, **x: LinformerAttention(dim, max_length=500, sharing="kv", **x),
 }
+GROWING = ("softmax", "fourier")  # those whose state grows with every token
 OTHERS = {"none", "taylor_poly", "gated_conv", "luna", "primal"}  # named otherwise here
 
 
@@ -258,6 +262,8 @@ def heads_of(mixer: HeadMixer, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask:
             root = linear(mixer.to_root, x).unflatten(-1, (mixer.heads, -1)).transpose(1, 2)
             out = out * (root if mixer.root == "value" else 1 / (1 + (-root).exp()))
         return out
+    if isinstance(mixer, FourierAttention):
+        return oracle.dense_fourier(q, k, v, radius=(1 + mixer.raw_radius.exp()).log(), power=mixer.power, **options)
     if isinstance(mixer, FeatureAttention):
         return feature_heads(mixer, q, k, v, x, mask)
     if isinstance(mixer, LinformerAttention):

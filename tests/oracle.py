@@ -318,3 +318,51 @@ def clusters(q: Tensor, k: Tensor, hashes: Tensor, *, cluster: int, mask: Tensor
                 if numbers[0][i] == numbers[1][j]:
                     found[row, head, real[i], real[j]] = True
     return found
+
+
+def fourier(
+    q: Tensor, k: Tensor, v: Tensor, *, radius: Tensor, power: int = 4, causal: bool = False,
+    key_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """sum_j w_ij v_j / sum_j w_ij, w_ij = prod_c (sinc^2(R_c (q_ic - k_jc)) + 1e-12)^(power / 2), pair by pair.
+
+    The queries are the last of the keys where the order matters.
+    """
+    (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
+    radius = radius.reshape(-1).expand(d)
+    out = []
+    for row, head, i in product(range(b), range(h), range(n)):
+        group, total, value = head * g // h, zeros(), zeros(v.shape[-1])
+        for j in range(m):
+            if (j <= i + m - n or not causal) and (key_mask is None or key_mask[row, j]):
+                weight = zeros() + 1
+                for c in range(d):
+                    x = radius[c] * (q[row, head, i, c] - k[row, group, j, c])
+                    sinc = x.sin() / x if x != 0 else 1.0 - x * x / 6
+                    weight = weight * (sinc * sinc + 1e-12) ** (power // 2)
+                total, value = total + weight, value + weight * v[row, group, j]
+        out.append(value / total if total != 0 else value)
+    return torch.stack(out).reshape(b, h, n, v.shape[-1])
+
+
+def dense_fourier(
+    q: Tensor, k: Tensor, v: Tensor, *, radius: Tensor, power: int = 4, causal: bool = False,
+    key_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`fourier` as one matrix, of logarithms: products of many channels would underflow."""
+    (n, m), group = (q.shape[2], k.shape[2]), q.shape[1] // k.shape[1]
+    if m == 0:
+        return v.new_zeros(*q.shape[:3], v.shape[-1])
+    seen = torch.ones(q.shape[0], 1, n, m, dtype=torch.bool)
+    seen = seen.tril(m - n) if causal else seen
+    if key_mask is not None:
+        seen = seen & key_mask[:, None, None]
+        k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    x = radius * (q[:, :, :, None] - k[:, :, None])
+    sinc = torch.where(x == 0, 1 - x * x / 6, x.sin() / torch.where(x == 0, 1.0, x))
+    logs = (sinc * sinc + 1e-12).log().sum(-1) * (power / 2)
+    top = logs.masked_fill(~seen, -inf).amax(-1, keepdim=True).detach().nan_to_num(neginf=0.0)
+    weights = (logs - top).masked_fill(~seen, -inf).exp()
+    total = weights.sum(-1, keepdim=True)
+    return weights @ v / torch.where(total == 0, 1.0, total)

@@ -12,11 +12,14 @@ from tsla.build_mixer import Place, build_mixer
 from tsla.config import compose, members
 from tsla.config.mixers import MIXERS
 from tsla.mixers import (
+    FourierAttention,
     GatedConv,
     HeadSplit,
     LinformerAttention,
+    LunaAttention,
     NoMixer,
     PrimalAttention,
+    ScatterbrainAttention,
     SoftmaxAttention,
     TaylorAttention,
     TaylorPolyAttention,
@@ -54,7 +57,8 @@ def test_tasks(tmp_path):
     ("name", "kind"),
     [("none", NoMixer), ("taylor", TaylorAttention), ("taylorshift", TaylorShiftAttention),
      ("taylor_poly", TaylorPolyAttention), ("softmax", SoftmaxAttention), ("window", WindowAttention),
-     ("gated_conv", GatedConv), ("linformer", LinformerAttention), ("primal", PrimalAttention)],
+     ("gated_conv", GatedConv), ("linformer", LinformerAttention), ("primal", PrimalAttention),
+     ("fourier", FourierAttention), ("luna", LunaAttention), ("scatterbrain", ScatterbrainAttention)],
 )  # fmt: skip
 def test_a_name_is_a_mechanism(name, kind):
     assert [type(m) for m in mixers(f"mixer={name}")] == [kind, kind]

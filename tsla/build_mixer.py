@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar, assert_never
 from torch import nn
 
 from tsla.config.mixers import (
+    FourierConfig,
     GatedConvConfig,
     HeadsConfig,
     HedgehogConfig,
@@ -31,6 +32,7 @@ from tsla.config.mixers import (
 )
 from tsla.config.schema import ModelConfig, members
 from tsla.mixers import (
+    FourierAttention,
     GatedConv,
     HeadSplit,
     HedgehogAttention,
@@ -105,6 +107,8 @@ def _mechanism(config: MixerConfig, model: ModelConfig, place: Place) -> Mixer:
             return TaylorPolyAttention(model.dim, **own, **heads)
         case SoftmaxConfig():
             return SoftmaxAttention(model.dim, **heads)
+        case FourierConfig():
+            return FourierAttention(model.dim, **own, **heads)
         case WindowConfig():
             return WindowAttention(model.dim, **own, **heads)
         case LinearConfig():

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import flat, results
-from mechanisms import BIDIRECTIONAL, CAUSAL, CAUSAL_WITH_OPTIONS, DIM, OPTIONS, WINDOW, build, padding
+from mechanisms import BIDIRECTIONAL, CAUSAL, CAUSAL_WITH_OPTIONS, DIM, GROWING, OPTIONS, WINDOW, build, padding
 from torch.testing import assert_close
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 EVERYTHING = pytest.mark.parametrize(("name", "kind"), CAUSAL_WITH_OPTIONS)
 EVERYONE = pytest.mark.parametrize("name", CAUSAL)
-LINEAR = [name for name in CAUSAL if name != "softmax"]
+LINEAR = [name for name in CAUSAL if not name.startswith(GROWING)]
 
 
 def tokens(b=2, n=11, dtype=torch.float64):
@@ -43,7 +43,7 @@ def test_any_pieces_are_the_full_pass(name, kind):
         assert torch.equal(state.length, torch.tensor([11, 11])) and state.length.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", ["taylor", "window", "split", "softmax"])
+@pytest.mark.parametrize("name", ["taylor", "window", "split", "softmax", "fourier"])
 def test_every_cut_in_two(name):
     mixer, x = build(name, "all", causal=True), tokens(n=9)
     whole = mixer(x)
@@ -89,7 +89,7 @@ def test_a_masked_token_leaves_the_state_alone(name, kind):
     mixer = build(name, kind, causal=True)
     _, before = mixer.extend(tokens())
     _, after = mixer.extend(tokens(n=3), before, mask=torch.zeros(2, 3, dtype=torch.bool))
-    if name != "softmax":  # which keeps masked places, and sees none of them
+    if name in LINEAR:  # others keep masked places, and see none of them
         for a, b in zip(flat(after), flat(before), strict=True):
             assert torch.equal(a, b)
     x = tokens()
@@ -108,7 +108,7 @@ def content(state):
 @EVERYTHING
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_state_bytes(name, kind, dtype):
-    """The promise equals what is held, and nothing but the quadratic baseline grows."""
+    """The promise equals what is held, and no state but those of the quadratic mixers grows."""
     mixer, states = build(name, kind, causal=True, dtype=dtype), {}
     for n in (1, 3, 500):
         _, states[n] = mixer.extend(tokens(2, n, dtype))
@@ -126,6 +126,7 @@ def test_state_bytes_of_known_sizes():
     assert build("conv", dtype=torch.float32).state_bytes(99) == 4 * 2 * 2 * DIM
     assert build("taylor", "one key head", dtype=torch.float32).state_bytes(99) == 4 * 153 * 5
     assert build("softmax", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * 99 * 8
+    assert build("fourier", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * 99 * 8
     assert build("window", "grouped", dtype=torch.float32).state_bytes(99) == 4 * 2 * WINDOW * 8
     assert build("shift", dtype=torch.float32).state_bytes(99) == 4 * (4 * 153 * 5 + DIM // 2)
     assert build("split", dtype=torch.float32).state_bytes(99) == 4 * 4 * (153 * 5 + WINDOW * 8)

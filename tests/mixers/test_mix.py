@@ -32,7 +32,7 @@ from tsla.mixers import HeadMixer, Mixed
 
 LEARNT = (
     "taylor", "luna", "linformer", "primal", "poly", "window", "split", "performer", "rfa_gate", "hedgehog",
-    "transnormer", "linear, rebased",
+    "transnormer", "linear, rebased", "fourier", "fourier, channels",
     "scatterbrain", "scatterbrain, lsh", "scatterbrain, hedgehog",
 )  # fmt: skip
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

@@ -6,9 +6,9 @@ from cases import agree, qkv, some_decay, some_mask
 from torch._dynamo.backends.debugging import aot_eager
 from torch.export import Dim
 
-from tsla import Encoder, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
+from tsla import Encoder, FourierAttention, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
 from tsla.models import TokenClassifier
-from tsla.ops import linear_attention, measured, taylor_attention, window_attention
+from tsla.ops import fourier_attention, linear_attention, measured, taylor_attention, window_attention
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,6 +68,12 @@ def test_window_is_one_graph(causal):
 
 
 @CAUSAL
+def test_fourier_is_one_graph(causal):
+    mask, x = some_mask(2, 20), inputs(False) | {"radius": torch.tensor([0.7, 1.0, 1.6])}
+    same_when_compiled(lambda **x: fourier_attention(**x, causal=causal, key_mask=mask), x, fullgraph=True)
+
+
+@CAUSAL
 @pytest.mark.parametrize("options", LINEAR, ids=str)
 def test_linear_form_is_one_graph(options, causal):
     """State and all; the chunks of the scan are unrolled, so these are few."""
@@ -104,6 +110,8 @@ def test_export(options, impl, causal):
     """As one graph for any batch; for any length too in the direct form. The linear form's chunks are unrolled."""
     layer = TaylorAttention(16, heads=4, impl=impl, causal=causal, rotary=True, **options).eval()
     exported(layer, any_batch := {0: Dim.DYNAMIC}, (5, 20))
+    if not options:
+        exported(FourierAttention(16, heads=4, causal=causal).eval(), {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, (5, 33))
     exported(TaylorShiftAttention(16, heads=4, impl=impl, causal=causal).eval(), any_batch, (5, 20))
     if impl == "direct" and not options:  # the mean of the keys so far is a scan too
         exported(layer, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, (5, 33))

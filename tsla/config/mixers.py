@@ -134,6 +134,21 @@ class SoftmaxConfig(HeadsConfig):
 
 
 @dataclass
+class FourierConfig(HeadsConfig):
+    """FourierFormer: weights by products of sinc of q - k."""
+
+    name: str = option("fourier", "the mechanism", choices=("fourier",))
+    power: int = option(4, "even power of sinc", low=2)
+    radius: float = option(1.0, "factor of q - k at the start; it is learned", above=0)
+    per_channel: bool = option(False, "a radius for each channel of a head; else one for all")
+
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
+        """Weights below 0."""
+        if self.power % 2:
+            yield f"mixer.power ({self.power}) must be even: odd ones give negative weights"
+
+
+@dataclass
 class WindowConfig(HeadsConfig):
     """Softmax attention in a sliding window."""
 
@@ -335,6 +350,7 @@ MixerConfig = (
     | TaylorShiftConfig
     | TaylorPolyConfig
     | SoftmaxConfig
+    | FourierConfig
     | WindowConfig
     | GatedConvConfig
     | LunaConfig

@@ -3,6 +3,7 @@
 from tsla.mixers.base import HeadMixer, Mixed, Mixer, State
 from tsla.mixers.channel_first import ChannelFirst
 from tsla.mixers.features import FeatureAttention, FeatureMap
+from tsla.mixers.fourier import FourierAttention
 from tsla.mixers.gated_conv import GatedConv
 from tsla.mixers.head_split import HeadSplit
 from tsla.mixers.hedgehog import HedgehogAttention
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelFirst",
     "FeatureAttention",
     "FeatureMap",
+    "FourierAttention",
     "GatedConv",
     "HeadMixer",
     "HeadSplit",

@@ -1,22 +1,12 @@
 """Softmax attention, the quadratic baseline (arXiv 1706.03762)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tsla.mixers.base import MODES, HeadMixer, State
+from tsla.mixers.cache import KeyValueCache, extended
 from tsla.ops.window import masked_softmax_attention
-
-
-class KeyValueCache(NamedTuple):
-    """All keys ``(b, g, m, d)`` and values ``(b, g, m, e)``, which are real ``(b, m)``, how many ``(b,)``."""
-
-    keys: Tensor
-    values: Tensor
-    real: Tensor
-    length: Tensor
 
 
 class SoftmaxAttention(HeadMixer):
@@ -38,17 +28,8 @@ class SoftmaxAttention(HeadMixer):
     def attend_next(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, state: State | None
     ) -> tuple[Tensor, State]:
-        b, n = q.shape[0], q.shape[2]
-        real = torch.ones(b, n, dtype=torch.bool, device=q.device) if mask is None else mask
-        k, v = (x.masked_fill(~real[:, None, :, None], 0.0) for x in (k, v))
-        cache = KeyValueCache(k, v, real, real.sum(-1))
-        if state is not None:
-            past = KeyValueCache(*state)
-            cache = KeyValueCache(
-                torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2),
-                torch.cat([past.real, real], 1), past.length + cache.length,
-            )  # fmt: skip
-        m = cache.keys.shape[2]
+        cache = extended(state, k, v, mask)
+        n, m = q.shape[2], cache.keys.shape[2]
         earlier = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         return masked_softmax_attention(q, cache.keys, cache.values, cache.real[:, None, None] & earlier, None), cache
 

@@ -4,6 +4,7 @@ from tsla.ops.attention import linear_attention, taylor_attention
 from tsla.ops.cluster_kernel import cluster_kernel_attention
 from tsla.ops.crossover import taylor_crossover
 from tsla.ops.feature_map import taylor_feature_dim, taylor_feature_map
+from tsla.ops.fourier import fourier_attention
 from tsla.ops.ksvd import ksvd_objective
 from tsla.ops.norm import srms_norm
 from tsla.ops.poly import taylor_poly_attention
@@ -16,6 +17,7 @@ __all__ = [
     "Attended",
     "KernelState",
     "cluster_kernel_attention",
+    "fourier_attention",
     "ksvd_objective",
     "linear_attention",
     "rotary",
