@@ -10,18 +10,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tsla.ops": (
-        "Attended", "KernelState", "cluster_kernel_attention", "linear_attention", "taylor_attention",
-        "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention", "window_attention",
-        "window_kernel_attention",
+        "Attended", "KernelState", "cluster_kernel_attention", "fourier_attention", "linear_attention",
+        "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
+        "window_attention", "window_kernel_attention",
     ),
     "tsla.mixers": (
-        "Attended", "ChannelFirst", "FeatureAttention", "FeatureMap", "FourierAttention", "GatedConv", "HeadSplit",
-        "HedgehogAttention", "KernelState", "LightningAttention", "LinearAttention", "LinformerAttention",
-        "LunaAttention", "Mixed", "Mixer", "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention",
-        "ScatterbrainAttention", "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention",
-        "TokenShift", "TransNormerAttention", "WindowAttention", "fourier_attention", "linear_attention",
-        "taylor_attention", "taylor_crossover", "taylor_feature_dim", "taylor_feature_map", "taylor_poly_attention",
-        "window_attention",
+        "ChannelFirst", "FeatureAttention", "FeatureMap", "FourierAttention", "GatedConv", "HeadSplit",
+        "HedgehogAttention", "LightningAttention", "LinearAttention", "LinformerAttention", "LunaAttention", "Mixed",
+        "Mixer", "PerformerAttention", "PrimalAttention", "RFAAttention", "RFAGateAttention", "ScatterbrainAttention",
+        "SoftmaxAttention", "TaylorAttention", "TaylorPolyAttention", "TaylorShiftAttention", "TokenShift",
+        "TransNormerAttention", "WindowAttention",
     ),
     "tsla.models": ("Encoder", "SequenceClassifier", "TokenClassifier", "VisionTransformer", "account"),
     "tsla.build": ("load_model",),

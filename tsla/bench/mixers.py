@@ -158,8 +158,9 @@ def _run(layer: Mixer, x: Tensor, backward: bool) -> list[Tensor]:
         with torch.no_grad():
             return [layer(x)]
     x = x.detach().requires_grad_()
-    out = layer(x)
-    slopes = torch.autograd.grad(out, [x, *layer.parameters()], torch.ones_like(out))
+    out, _, aux = layer.mix(x)
+    results = [out] if aux is None else [out, aux]  # a loss of its own is part of the work
+    slopes = torch.autograd.grad(results, [x, *layer.parameters()], [torch.ones_like(y) for y in results])
     return [out.detach(), *slopes]
 
 

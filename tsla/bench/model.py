@@ -227,7 +227,9 @@ def step_of(name: str, size: Size) -> Callable[[], list[Tensor]]:
 
     def step(tokens: Tensor, targets: Tensor) -> list[Tensor]:
         optimizer.zero_grad()
-        loss = cross_entropy(model(tokens), targets)
+        logits, aux = model.run(tokens)
+        loss = cross_entropy(logits, targets)
+        loss = loss if aux is None else loss + aux
         loss.backward()
         optimizer.step()
         return [loss.detach()]
