@@ -245,6 +245,8 @@ COMBINATIONS = {
     "mixer.order=4 model.layers=[window,softmax]": "leaves out mixer=taylor: choose one of window, softmax as mixer",
     "mixer=none model.layers=[none,window]": "model.layers=['none', 'window'] needs the heads of a mixer",
     "mixer=gated_conv model.layers=[gated_conv,window]": "needs the heads of a mixer: choose one of window as",
+    "mixer.heads=3 mixer.value_dim=8 model.layers=[taylor,luna]": "mixer.heads (3) must divide model.dim (128)",
+    "mixer.heads=3 mixer.value_dim=8 model.layers=[primal,taylor]": "mixer.heads (3) must divide model.dim (128)",
     "experiment=digits model=vision model.patch_size=3": "(3) must divide the images of task=digits, 8 x 8 pixels",
     "experiment=digits model=vision mixer=none model.dim=18": "model.dim (18) must be a multiple of 4 for sinusoidal",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",

@@ -6,6 +6,7 @@ from cases import agree
 from torch.testing import assert_close
 
 from tsla.ops import srms_norm
+from tsla.ops.norm import unit
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
@@ -42,3 +43,21 @@ def test_gradients_are_those_of_the_formula():
     x = torch.randn(2, 3, 5, dtype=torch.float64)
     agree(srms_norm, lambda x: x / (x.square().sum(-1, keepdim=True) / 5 + 1e-6) ** 0.5, {"x": x}, 1e-10)
     assert torch.autograd.gradcheck(srms_norm, x.requires_grad_())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_a_row_of_any_length_gets_length_one(size):
+    """Whose square, or the cube of one over it, float32 may not hold."""
+    x = (torch.randn(4, 7) * size).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    exact, weight = wide / wide.norm(dim=-1, keepdim=True), torch.randn(4, 7)
+    (unit(x) * weight).sum().backward()
+    (exact * weight).sum().backward()
+    assert_close(unit(x), exact.float())
+    assert_close(x.grad.double() * size, wide.grad * size, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_of_zeros_has_no_direction():
+    x = torch.zeros(2, 7, requires_grad=True)
+    unit(x).sum().backward()
+    assert (unit(x) == 0).all() and x.grad.isfinite().all()

@@ -139,7 +139,7 @@ class FourierConfig(HeadsConfig):
 
     name: str = option("fourier", "the mechanism", choices=("fourier",))
     power: int = option(4, "even power of sinc", low=2)
-    radius: float = option(1.0, "factor of q - k at the start; it is learned", above=0)
+    radius: float = option(1.0, "factor of q - k at the start; it is learned", low=1e-6, high=1e6)
     per_channel: bool = option(False, "a radius for each channel of a head; else one for all")
 
     def problems(self, dim: int, causal: bool) -> Iterator[str]:

@@ -13,6 +13,8 @@ from tsla.ops import fourier_attention
 from tsla.ops.fourier import check_power
 from tsla.ops.types import accumulation_dtype
 
+RADII = (1e-6, 1e6)  # from an average of all keys to the nearest alone; float32 holds its parameter, and R (q - k)
+
 
 class FourierAttention(HeadMixer):
     """Weights prod_c |sin(R_c (q_c - k_c)) / (R_c (q_c - k_c))|^power, R learned; see `tsla.ops.fourier_attention`.
@@ -30,7 +32,7 @@ class FourierAttention(HeadMixer):
         options: as in `HeadMixer`.
 
     Raises:
-        ValueError: as in `HeadMixer`; an odd power; a radius that is not above 0.
+        ValueError: as in `HeadMixer`; an odd power; a radius that is not of 1e-6 to 1e6.
     """
 
     supports = MODES
@@ -41,8 +43,8 @@ class FourierAttention(HeadMixer):
         **options: Unpack[HeadOptions],
     ) -> None:  # fmt: skip
         check_power(power)
-        if not 0 < radius < float("inf"):
-            raise ValueError(f"radius ({radius}) must be finite and above 0")
+        if not RADII[0] <= radius <= RADII[1]:
+            raise ValueError(f"radius ({radius}) must be {RADII[0]:g} to {RADII[1]:g}")
         super().__init__(dim, **options)
         self.power = power
         start = radius + log(-expm1(-radius))  # of which softplus is the radius

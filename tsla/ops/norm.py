@@ -17,5 +17,7 @@ def srms_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """x / |x| along the last dimension; a row of zeros, as of padding, stays zero and has a finite gradient."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest == 0, 1.0, largest)  # float32 need not hold the square of any length: it has no say
     square = x.square().sum(-1, keepdim=True)
     return x * torch.where(square == 0, 1.0, square).rsqrt()
