@@ -51,7 +51,7 @@ def table(whole: list[Row], causal: list[Row], steps: list[Row]) -> str:
     found = {(row["mixer"], row["task"]): row for row in whole}
     found |= {(row["mixer"] + CAUSAL, row["task"]): row for row in causal}
     costs = {row["mixer"] + CAUSAL * (row["causal"] == "True"): row for row in steps}
-    names = sorted({mixer for mixer, _ in found}, key=lambda name: (CAUSAL in name, -best(found, name)))
+    names = sorted({mixer for mixer, _ in found}, key=lambda name: (CAUSAL in name, -best(found, name), name))
     names = [name for name in names if name + CAUSAL not in names or (name, "digits") in found]
     heads = ["mixer", *(f"`{task}`" for task in TASKS), "state at 64 tokens", "tokens/s", "memory of a step"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]

@@ -362,7 +362,7 @@ def test_options_are_read_back(tmp_path):
 def test_help_names_every_option(capsys):
     assert distill("--help") == 0
     out = capsys.readouterr().out
-    assert all(f"  {f.name}=" in out for f in fields(DistillOptions)) and "hedgehog | lightning" in out
+    assert all(f"  {f.name}=" in out for f in fields(DistillOptions)) and "hedgehog | scatterbrain | lightning" in out
 
 
 def test_the_page_shows_the_committed_results():

@@ -50,13 +50,14 @@ def window_attention(
         return v.new_zeros(b, h, 0, v.shape[-1], dtype=q.dtype)
     window = min(window, n - 1)
     block = min(n, max(window + 1, 16))  # about as long as the window: at most half of each stretch is wasted
-    behind, ahead = window, 0 if causal else window
     blocks, tail = -(-n // block), -n % block
+    behind, ahead = (0, 0) if blocks == 1 else (window, 0 if causal else window)  # a single block sees all there are
     real = q.new_ones(b, n, dtype=torch.bool) if key_mask is None else key_mask
     real = pad(real, (behind, ahead + tail)).unfold(1, block + behind + ahead, block)  # (b, blocks, stretch)
     row = torch.arange(block, device=q.device)[:, None]
     column = torch.arange(block + behind + ahead, device=q.device)[None]
-    near = (column >= row) & (column <= row + behind + ahead)
+    gap = column - behind - row
+    near = (gap >= -window) & (gap <= (0 if causal else window))
     visible = real[:, :, None] & near  # (b, blocks, block, stretch)
 
     def stretches(x: Tensor) -> Tensor:  # (b, g, n, .) -> (b * blocks, g, stretch, .)

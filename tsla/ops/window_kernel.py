@@ -169,6 +169,8 @@ def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:
     reach = max(min(window, m - 1), 0)
     ahead, size = 0 if causal else reach, min(n, max(reach + 1, BLOCK))
     many, tail = -(-n // size), -n % size
+    if many == 1:  # which sees all keys there are
+        return _Blocks(1, n, 0, 0, 0, m - n, 0)
     return _Blocks(many, size, tail, reach - (m - n), ahead + tail, reach, ahead)
 
 
