@@ -28,7 +28,7 @@ def copy(tmp_path_factory):
     _edit(
         root / "tsla/config/mixers.py", "MixerConfig = (\n", f"{options}\n\nMixerConfig = (\n    SquaredConfig\n    | "
     )
-    _edit(root / "tsla/build_mixer.py", "        case _:\n", f"{case}        case _:\n")
+    _edit(root / "tsla/build_mixer.py", "        case TaylorConfig():\n", f"{case}        case TaylorConfig():\n")
     _edit(root / "tsla/build_mixer.py", "\n\nclass Place", f"\n{imports}\n\nclass Place")
     return root
 
