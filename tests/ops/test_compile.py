@@ -6,7 +6,15 @@ from cases import agree, qkv, some_decay, some_mask
 from torch._dynamo.backends.debugging import aot_eager
 from torch.export import Dim
 
-from tsla import Encoder, FourierAttention, SequenceClassifier, TaylorAttention, TaylorShiftAttention, TokenShift
+from tsla import (
+    Encoder,
+    FourierAttention,
+    ScatterbrainAttention,
+    SequenceClassifier,
+    TaylorAttention,
+    TaylorShiftAttention,
+    TokenShift,
+)
 from tsla.models import TokenClassifier
 from tsla.ops import fourier_attention, linear_attention, measured, taylor_attention, window_attention
 
@@ -71,6 +79,19 @@ def test_window_is_one_graph(causal):
 def test_fourier_is_one_graph(causal):
     mask, x = some_mask(2, 20), inputs(False) | {"radius": torch.tensor([0.7, 1.0, 1.6])}
     same_when_compiled(lambda **x: fourier_attention(**x, causal=causal, key_mask=mask), x, fullgraph=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"map": "favor"}, {"map": "hedgehog", "causal": True}, {"support": "lsh", "cluster": 7}],
+    ids=str,
+)
+def test_hybrids_are_one_graph_for_any_batch_and_length(options):
+    """As `trainer.compile=true` compiles models: sizes are symbols, and there may be no block beside the first."""
+    layer = ScatterbrainAttention(16, heads=4, kv_heads=2, **options)
+    run = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for b, n in ((2, 64), (3, 40), (2, 200)):
+        agree(lambda x: run(x), lambda x: layer(x), {"x": torch.randn(b, n, 16)}, 1e-5)
 
 
 @CAUSAL

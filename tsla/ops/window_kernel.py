@@ -143,7 +143,7 @@ class _Blocks(NamedTuple):
 
     def queries(self, x: Tensor, groups: int) -> Tensor:
         """``(b, h, n, .)`` to ``(b, g, t, r size, .)``: block t has r query heads, one after another."""
-        x = pad(x, (0, 0, 0, self.tail)).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
+        x = _pad(x, 0, self.tail).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
         return x.transpose(2, 3).flatten(3, 4)
 
     def joined(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _Blocks(NamedTuple):
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def padded(self, x: Tensor) -> Tensor:
-        return pad(x, (0, 0, self.before, self.after))
+        return _pad(x, self.before, self.after)
 
     def stretches(self, x: Tensor) -> Tensor:
         """``(b, g, m, .)`` to ``(b, g, t, ., s)``: the keys that block t is held against."""
@@ -163,6 +163,14 @@ class _Blocks(NamedTuple):
         gap = key - self.behind - torch.arange(self.size, device=device)[:, None]
         seen = gap <= 0 if causal else torch.ones_like(gap, dtype=torch.bool)
         return seen & (gap.abs() <= window), seen
+
+
+def _pad(x: Tensor, before: int, after: int) -> Tensor:
+    """Zeros around the tokens of x ``(b, g, m, .)``.
+
+    Where it adds none, torch's `pad` keeps the strides of x, which a graph with symbols for sizes does not expect.
+    """
+    return pad(x.contiguous(), (0, 0, before, after))
 
 
 def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:
