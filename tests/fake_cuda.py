@@ -25,6 +25,7 @@ from torch.cuda.amp import common
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tsla.mixers import Mixed, Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.ops import feature_map
 from tsla.tasks.loading import Batch
@@ -76,11 +77,13 @@ def run_mixer(mixer: nn.Module, name: str) -> None:
     x = torch.empty(B, N, mechanisms.DIM, device="cuda", requires_grad=True)
     with Copies():
         with torch.autocast("cuda", torch.bfloat16):
-            out = mixer(x, mask=mask())
+            mixed = mixer.mix(x, mask=mask()) if isinstance(mixer, Mixer) else Mixed(mixer(x, mask=mask()))
+            out, aux = mixed.output, mixed.aux
         projected = name != "none" and not isinstance(getattr(mixer, "to_out", mixer), nn.Identity)
         expect(out, torch.bfloat16 if projected and name != "shift" else out.dtype)
         if out.requires_grad:
-            out.float().square().sum().backward()
+            loss = out.float().square().sum()
+            (loss if aux is None else loss + aux).backward()
             for p in (x, *mixer.parameters()):
                 expect(p.grad, torch.float32)
 
