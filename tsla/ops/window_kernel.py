@@ -18,6 +18,7 @@ BLOCK = 64  # queries of a block at least: shorter ones would make a state of f 
 LEAST = 1e-30  # a sum of kernel weights below it counts as none: float32 could not divide by it
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def window_kernel_attention(
     q: Tensor, k: Tensor, v: Tensor, fq: Tensor, fk: Tensor, *, window: int, causal: bool = False,
     scale: float | None = None, log_scale: Tensor | None = None, relative: bool = False,
@@ -31,6 +32,7 @@ def window_kernel_attention(
     A window over everything is softmax attention, one of -1 `linear_attention`. No weight is ever taken away again:
     queries go in blocks against the stretch of keys their windows reach, where pairs are of the one kind or the other,
     and beside it are running sums of fk_j v_j^T, one for each block. Memory is O(n (window + f)) and f e for a block.
+    `torch.compile` leaves it as it is: torch's inductor cannot handle how blocks follow from a length that may change.
 
     Args:
         q: ``(b, h, n, d)``.
@@ -143,7 +145,7 @@ class _Blocks(NamedTuple):
 
     def queries(self, x: Tensor, groups: int) -> Tensor:
         """``(b, h, n, .)`` to ``(b, g, t, r size, .)``: block t has r query heads, one after another."""
-        x = _pad(x, 0, self.tail).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
+        x = pad(x, (0, 0, 0, self.tail)).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
         return x.transpose(2, 3).flatten(3, 4)
 
     def joined(self, x: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ class _Blocks(NamedTuple):
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def padded(self, x: Tensor) -> Tensor:
-        return _pad(x, self.before, self.after)
+        return pad(x, (0, 0, self.before, self.after))
 
     def stretches(self, x: Tensor) -> Tensor:
         """``(b, g, m, .)`` to ``(b, g, t, ., s)``: the keys that block t is held against."""
@@ -163,14 +165,6 @@ class _Blocks(NamedTuple):
         gap = key - self.behind - torch.arange(self.size, device=device)[:, None]
         seen = gap <= 0 if causal else torch.ones_like(gap, dtype=torch.bool)
         return seen & (gap.abs() <= window), seen
-
-
-def _pad(x: Tensor, before: int, after: int) -> Tensor:
-    """Zeros around the tokens of x ``(b, g, m, .)``.
-
-    Where it adds none, torch's `pad` keeps the strides of x, which a graph with symbols for sizes does not expect.
-    """
-    return pad(x.contiguous(), (0, 0, before, after))
 
 
 def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:
