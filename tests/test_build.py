@@ -169,6 +169,11 @@ def test_primal_attention_in_a_pattern_has_its_heads_and_the_whole_loss():
     assert (softmax.head_dim, type(primal), primal.heads, primal.ksvd) == (5, PrimalAttention, 4, 0.05)
 
 
+def test_mixers_that_own_their_projections_take_heads_from_one_another():
+    primal, luna = mixers("mixer=primal", "model.layers=[primal,luna]", "mixer.heads=4")
+    assert (primal.heads, type(luna), luna.heads) == (4, LunaAttention, 4)
+
+
 def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():
     softmax, taylor = mixers("mixer=softmax", "model.layers=[softmax,taylor]", "mixer.heads=4")
     assert softmax.head_dim == taylor.head_dim == 8

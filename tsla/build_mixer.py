@@ -17,6 +17,7 @@ from tsla.config.mixers import (
     LunaConfig,
     MixerConfig,
     NoneConfig,
+    OwnHeadsConfig,
     PerformerConfig,
     PolynomialConfig,
     PrimalConfig,
@@ -226,7 +227,7 @@ def named_mixer(name: str, chosen: MixerConfig, model: ModelConfig) -> MixerConf
     if name == chosen.name:
         return chosen
     other = members("mixer")[name]
-    if issubclass(other, LunaConfig | PrimalConfig) and isinstance(chosen, HeadsConfig):
+    if issubclass(other, OwnHeadsConfig) and isinstance(chosen, HeadsConfig | OwnHeadsConfig):
         return other(heads=chosen.heads)
     if not issubclass(other, HeadsConfig) or not isinstance(chosen, HeadsConfig):
         return other()

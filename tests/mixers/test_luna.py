@@ -114,7 +114,6 @@ def test_the_stream_passes_by_layers_of_another_kind():
     made = {layer: LunaAttention(DIM, heads=2, slots=3) if layer != 1 else TaylorAttention(DIM, heads=2)
             for layer in range(3)}  # fmt: skip
     model = Encoder(vocab_size=9, dim=DIM, depth=3, mixer=made.__getitem__)
-
     model(torch.arange(8)[None]).square().sum().backward()
     assert made[2].stream.rows.grad is None and (made[0].stream.rows.grad != 0).all()
 

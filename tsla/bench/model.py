@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +32,7 @@ from tsla.bench.writing import (
 )
 from tsla.build_mixer import Place, build_mixer
 from tsla.config import members
-from tsla.config.mixers import MIXERS
+from tsla.config.mixers import MIXERS, HeadsConfig, OwnHeadsConfig
 from tsla.config.schema import EncoderConfig
 from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import Mixed
@@ -178,7 +177,7 @@ def by_name(name: str, size: Size, place: Place) -> Mixer:
     config, direction = members("mixer")[name], "causal" if size.causal else "bidirectional"
     if direction not in config.directions:
         raise ValueError(f"{name} is {', '.join(config.directions)} only")
-    chosen = config(heads=size.heads) if any(f.name == "heads" for f in fields(config)) else config()
+    chosen = config(heads=size.heads) if issubclass(config, HeadsConfig | OwnHeadsConfig) else config()
     return build_mixer(chosen, EncoderConfig(dim=size.dim, causal=size.causal), place)
 
 

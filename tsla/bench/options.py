@@ -1,6 +1,7 @@
 """The options of the `tsla bench` commands, read without torch; all problems are told at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -228,29 +229,23 @@ def parse_attention(arguments: Sequence[str]) -> AttentionOptions:
 
 def parse_model(arguments: Sequence[str]) -> ModelOptions:
     """The same for `tsla bench model`."""
-
-    def together(options: ModelOptions) -> list[str]:
-        return [f"heads ({options.heads}) must divide dim ({options.dim})"] * bool(options.dim % options.heads)
-
-    return _parse("model", ModelOptions, arguments, together)
+    return _parse("model", ModelOptions, arguments, partial(_heads_divide, "dim"))
 
 
 def parse_mixers(arguments: Sequence[str]) -> MixersOptions:
     """The same for `tsla bench mixers`."""
-
-    def together(options: MixersOptions) -> list[str]:
-        return [f"heads ({options.heads}) must divide dim ({options.dim})"] * bool(options.dim % options.heads)
-
-    return _parse("mixers", MixersOptions, arguments, together)
+    return _parse("mixers", MixersOptions, arguments, partial(_heads_divide, "dim"))
 
 
 def parse_decode(arguments: Sequence[str]) -> DecodeOptions:
     """The same for `tsla bench decode`."""
+    return _parse("decode", DecodeOptions, arguments, partial(_heads_divide, "width"))
 
-    def together(options: DecodeOptions) -> list[str]:
-        return [f"heads ({options.heads}) must divide width ({options.width})"] * bool(options.width % options.heads)
 
-    return _parse("decode", DecodeOptions, arguments, together)
+def _heads_divide(name: str, options: Any) -> list[str]:
+    """What is wrong if heads have no width of their own in the option of that name."""
+    width = getattr(options, name)
+    return [f"heads ({options.heads}) must divide {name} ({width})"] * bool(width % options.heads)
 
 
 def _parse(

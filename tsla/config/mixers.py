@@ -57,6 +57,20 @@ class HeadsConfig(MixerOptions):
 
 
 @dataclass
+class OwnHeadsConfig(MixerOptions):
+    """The options of mixers with heads that own their projections, so that they have none of the others' options."""
+
+    heads: int = option(8, "heads, a divisor of model.dim", low=1)
+    bias: bool = option(False, "biases on the projections")
+    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
+
+    def problems(self, dim: int, causal: bool) -> Iterator[str]:
+        """Heads without a width."""
+        if dim % self.heads:
+            yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
+
+
+@dataclass
 class PolynomialConfig(HeadsConfig):
     """The options of the mixers that weigh a pair by a polynomial of its score, in a direct and a linear form."""
 
@@ -167,20 +181,13 @@ class GatedConvConfig(MixerOptions):
 
 
 @dataclass
-class LunaConfig(MixerOptions):
-    """Luna: tokens packed into a short second sequence, which they read. It owns its projections."""
+class LunaConfig(OwnHeadsConfig):
+    """Luna: tokens packed into a short second sequence, which they read."""
 
     name: str = option("luna", "the mechanism", choices=("luna",))
-    heads: int = option(8, "of both attentions; they divide dim", low=1)
     slots: int = option(16, "length of the second sequence", low=1)
     tie_kv: bool = option(True, "one projection for keys and values")
     bias: bool = option(True, "biases on the projections")
-    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
-
-    def problems(self, dim: int, causal: bool) -> Iterator[str]:
-        """Heads without a width."""
-        if dim % self.heads:
-            yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
 
 
 @dataclass
@@ -319,23 +326,19 @@ class LinformerConfig(HeadsConfig):
 
 
 @dataclass
-class PrimalConfig(MixerOptions):
+class PrimalConfig(OwnHeadsConfig):
     """Primal-Attention: a kernel of pairs by its singular vectors, without pairs and without values."""
 
     name: str = option("primal", "the mechanism", choices=("primal",))
-    heads: int = option(8, "heads, a divisor of model.dim", low=1)
     rank: int = option(20, "singular vectors of a head", low=1)
     rank_multi: int | None = option(None, "tokens they are made of over rank, unless causal; null = 10", low=1)
-    bias: bool = option(False, "biases on the projections")
-    dropout: float | None = option(None, "on the output; null = model.dropout", low=0, high=1)
     ksvd: float = option(0.05, "weight of the loss that makes them singular vectors; 0 = none", low=0)
     trace: str = option("parameters", "its trace: of what is learnt, or, unless causal, of what tokens make of it",
                         choices=("parameters", "weights"))  # fmt: skip
 
     def problems(self, dim: int, causal: bool) -> Iterator[str]:
-        """Heads that do not divide the width, a part of a loss that is not there, and what its direction leaves out."""
-        if dim % self.heads:
-            yield f"mixer.heads ({self.heads}) must divide model.dim ({dim})"
+        """As its base, a part of a loss that is not there, and what its direction leaves out."""
+        yield from super().problems(dim, causal)
         if self.trace == "weights" and not self.ksvd:
             yield "mixer.trace=weights needs a mixer.ksvd above 0: there is no loss"
         if causal and self.rank_multi is not None:

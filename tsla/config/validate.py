@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tsla.config.mixers import HeadsConfig, LunaConfig, PrimalConfig
+from tsla.config.mixers import HeadsConfig, OwnHeadsConfig
 from tsla.config.schema import (
     IMAGES,
     Config,
@@ -138,7 +138,7 @@ def _model(config: Config) -> Iterator[str]:
                f"choose one of {', '.join(dict.fromkeys(model.layers))} as mixer")  # fmt: skip
     elif others and not isinstance(config.mixer, HeadsConfig):
         yield f"model.layers={model.layers} needs the heads of a mixer: choose one of {', '.join(others)} as mixer"
-    own = [name for name in dict.fromkeys(model.layers) if issubclass(known[name], LunaConfig | PrimalConfig)]
+    own = [name for name in dict.fromkeys(model.layers) if issubclass(known[name], OwnHeadsConfig)]
     if own and isinstance(config.mixer, HeadsConfig) and model.dim % config.mixer.heads:  # which have no head_dim
         yield (f"mixer.heads ({config.mixer.heads}) must divide model.dim ({model.dim}) "
                f"for the layers of {' and '.join(own)}")  # fmt: skip

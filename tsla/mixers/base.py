@@ -254,6 +254,10 @@ class HeadMixer(Mixer):
         out, state = self.attend_next(q, k, v, x, mask, state)
         return self._merge(out, x), state
 
+    def key_value_bytes(self, tokens: int) -> int:
+        """Bytes of the keys and values of so many tokens, in the parameters' type."""
+        return self.to_k.weight.element_size() * self.kv_heads * tokens * (self.head_dim + self.value_dim)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k = self._turned(q, k, x, mask, None)
         return self.attend(q, k, v, x, mask)

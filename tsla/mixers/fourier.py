@@ -68,5 +68,5 @@ class FourierAttention(HeadMixer):
         return out, cache
 
     def state_bytes(self, length: int) -> int:
-        """Every key and value, in the parameters' type."""
-        return self.to_k.weight.element_size() * self.kv_heads * length * (self.head_dim + self.value_dim)
+        """Every key and value."""
+        return self.key_value_bytes(length)

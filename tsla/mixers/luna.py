@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tsla.mixers.base import MODES, Mixed, Mixer, State
 from tsla.ops import linear_attention
-from tsla.ops.packing import groups, in_order, put_back, take
+from tsla.ops.packing import each_sequence, groups, in_order, put_back, take
 from tsla.ops.types import KernelState, accumulation_dtype, full_precision
 from tsla.ops.window import masked_softmax_attention
 
@@ -121,13 +121,13 @@ class LunaAttention(Mixer):
         if side is not None and side.shape != (rows, self.slots, self.dim):
             raise ValueError(f"side must have shape {(rows, self.slots, self.dim)}, got {tuple(side.shape)}")
         if self.causal:
-            return Mixed(self._merge(self._causal(x, mask, cu_seqlens)))
+            out = self._alone(x, mask) if cu_seqlens is None else each_sequence(self._alone, x, cu_seqlens, mask)
+            return Mixed(self._merge(out))
         p = self.stream.rows.to(x.dtype).repeat(rows, 1, 1) if side is None else side
         if cu_seqlens is None:
-            packed = self._pack(p, x if context is None else context, mask)
-            out = self._unpack(x, packed, x if context is None else context, mask)
+            packed, out = self._both_steps(p, x, x if context is None else context, mask)
         else:
-            out, packed = self._apart(x, p, cu_seqlens, mask)
+            packed, out = self._apart(p, x, cu_seqlens, mask)
         return Mixed(self._merge(out), p + self.dropout(packed))
 
     def extend(self, x: Tensor, state: State | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
@@ -143,43 +143,36 @@ class LunaAttention(Mixer):
         head = self.dim // self.heads
         return accumulation_dtype(dtype).itemsize * self.heads * (head * (self.slots + 1) + self.slots * (head + 1))
 
-    def _pack(self, p: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """What each slot takes from the keys, ``(b, slots, dim)``."""
-        q = self._split(self.to_pq(self.stream_norm(p)))
-        k = self.to_pk(keys)
-        v = k if self.to_pv is None else self.to_pv(keys)
-        if mask is None and keys.shape[1]:
-            return _join(scaled_dot_product_attention(q, self._split(k), self._split(v)))
-        real = keys.new_ones(keys.shape[:2], dtype=torch.bool) if mask is None else mask
-        k, v = (self._split(y.masked_fill(~real[..., None], 0.0)) for y in (k, v))
-        return _join(masked_softmax_attention(q, k, v, real[:, None, None], None))
-
-    def _unpack(self, x: Tensor, packed: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """What each token takes from the slots, ``(b, n, dim)``; 0 where there was no key to pack."""
+    def _both_steps(self, p: Tensor, x: Tensor, keys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What each slot takes from the keys, ``(b, slots, dim)``, and what each token then takes from the slots."""
+        if keys.shape[1] == 0:  # nothing to see, as where all is masked
+            mask = keys.new_ones(keys.shape[:2], dtype=torch.bool)
+        packed = self._pack(p, keys, mask)
         q, k = self._split(self.to_q(x)), self._split(self.to_k(packed))
         v = k if self.to_v is None else self._split(self.to_v(packed))
         out = _join(scaled_dot_product_attention(q, k, v))
+        return packed, out if mask is None else out.masked_fill(~mask.any(-1)[:, None, None], 0.0)
+
+    def _pack(self, p: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        q, k = self._split(self.to_pq(self.stream_norm(p))), self.to_pk(keys)
+        v = k if self.to_pv is None else self.to_pv(keys)
         if mask is None:
-            return out if keys.shape[1] else out * 0.0
-        return out.masked_fill(~mask.any(-1)[:, None, None], 0.0)
+            return _join(scaled_dot_product_attention(q, self._split(k), self._split(v)))
+        k, v = (self._split(y.masked_fill(~mask[..., None], 0.0)) for y in (k, v))
+        return _join(masked_softmax_attention(q, k, v, mask[:, None, None], None))
 
-    def _apart(
-        self, x: Tensor, p: Tensor, cu_seqlens: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Both steps for each packed sequence by itself."""
-        found, outputs, packed = groups(cu_seqlens), [], []
+    def _apart(self, p: Tensor, x: Tensor, cu_seqlens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both steps for each packed sequence, of which p ``(sequences, slots, dim)`` has a row, by itself."""
+        found, packed, outputs = groups(cu_seqlens), [], []
         for group in found:
-            own, real = take(x, group, 1), group.masked(mask)
-            packed.append(self._pack(p.index_select(0, group.sequences), own, real))
-            outputs.append(self._unpack(own, packed[-1], own, real))
-        return put_back(outputs, found, 1), in_order(packed, found)
+            own = take(x, group, 1)
+            slots, out = self._both_steps(p.index_select(0, group.sequences), own, own, group.masked(mask))
+            packed.append(slots)
+            outputs.append(out)
+        return in_order(packed, found), put_back(outputs, found, 1)
 
-    def _causal(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-        if cu_seqlens is None:
-            return self._read_on(x, None, mask)[0]
-        found = groups(cu_seqlens)
-        outputs = [self._read_on(take(x, group, 1), None, group.masked(mask))[0] for group in found]
-        return put_back(outputs, found, 1)
+    def _alone(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._read_on(x, None, mask)[0]
 
     def _read_on(self, x: Tensor, past: LunaState | None, mask: Tensor | None) -> tuple[Tensor, LunaState]:
         """The causal form for tokens that follow those of `past`, before the output projection."""

@@ -120,10 +120,10 @@ class ScatterbrainAttention(HeadMixer):
         return run.put_back(out), ScatterbrainState(far, near, near.length)
 
     def state_bytes(self, length: int) -> int:
-        """Sums in float32 at least; in the parameters' type the last `window` keys and values, for clusters all."""
-        own, kept = self.to_k.weight.dtype, self.window if self.support == "local" else length
-        sums = accumulation_dtype(own).itemsize * self.feature_map.dim_out * (self.value_dim + 1)
-        return self.kv_heads * (sums + own.itemsize * kept * (self.head_dim + self.value_dim))
+        """Sums in float32 at least, and the last `window` keys and values, or all where there are clusters."""
+        size = accumulation_dtype(self.to_k.weight.dtype).itemsize
+        sums = size * self.kv_heads * self.feature_map.dim_out * (self.value_dim + 1)
+        return sums + self.key_value_bytes(self.window if self.support == "local" else length)
 
     def _windowed(
         self, q: Tensor, k: Tensor, v: Tensor, weighed: _Weighed, mask: Tensor | None, far: KernelState | None

@@ -34,5 +34,5 @@ class SoftmaxAttention(HeadMixer):
         return masked_softmax_attention(q, cache.keys, cache.values, cache.real[:, None, None] & earlier, None), cache
 
     def state_bytes(self, length: int) -> int:
-        """Every key and value, in the parameters' type."""
-        return self.to_k.weight.element_size() * self.kv_heads * length * (self.head_dim + self.value_dim)
+        """Every key and value."""
+        return self.key_value_bytes(length)

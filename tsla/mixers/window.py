@@ -99,8 +99,8 @@ class WindowAttention(HeadMixer):
         return run.put_back(out), run.ring()
 
     def state_bytes(self, length: int) -> int:
-        """The last `window` keys and values, in the parameters' type."""
-        return self.to_k.weight.element_size() * self.kv_heads * self.window * (self.head_dim + self.value_dim)
+        """The last `window` keys and values."""
+        return self.key_value_bytes(self.window)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
