@@ -128,6 +128,17 @@ def test_a_step_learns():
     assert last < first
 
 
+def test_a_step_takes_the_loss_of_its_mixers_too(monkeypatch):
+    """Only their own loss reaches the scales of Primal-Attention: the step goes down it."""
+    model = encoder("primal", SIZE)
+    (scale,) = (block.mixer.scale for block in model.encoder.blocks)
+    tokens = tsla.bench.model._batch(SIZE)[0]
+    slope, before = torch.autograd.grad(model.run(tokens).aux, scale)[0], scale.detach().clone()
+    monkeypatch.setattr(tsla.bench.model, "encoder", lambda name, size: model)
+    step_of("primal", SIZE)
+    assert torch.equal((scale.detach() - before).sign(), -slope.sign()) and (slope != 0).all()
+
+
 def test_lightning_over_a_bare_loop():
     loops = over_bare(lambda: encoder("softmax", SIZE), "softmax", 2, 24, 3)
     assert loops.fit > 0 and loops.bare > 0 and "a bare loop of the same steps" in loops.told
