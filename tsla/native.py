@@ -37,7 +37,7 @@ from tsla.compiler import ISAS, NEEDS, TIMEOUT, Compiler, NativeError, compile_l
 from tsla.machine import cache_folder, cpu_flags
 
 PACKAGE = Path(__file__).parent
-LIBRARIES = {"attention": "kernels/cpu/attention.cpp"}  # name: source, from the package's folder on
+LIBRARIES = {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}  # name: source, from here on
 
 
 class Built(NamedTuple):

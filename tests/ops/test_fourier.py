@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import tsla.ops.fourier
+import tsla.ops.sinc
 from tsla.ops import fourier_attention
-from tsla.ops.sinc import log_sinc, slope_sums, tiles, waves
+from tsla.ops.sinc import GAP
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 LENGTHS = (1, 2, 3, 63, 64, 65)
@@ -157,7 +158,7 @@ def test_a_row_without_keys_is_zero_and_has_finite_gradients():
     assert (gradients["q"][0] == 0).all() and (gradients["v"][0] == 0).all()
 
 
-@pytest.mark.parametrize("pairs", [300, 2**16])
+@pytest.mark.parametrize("pairs", [300, tsla.ops.fourier.CPU_TILE])
 def test_later_keys_do_not_reach_earlier_outputs(pairs, monkeypatch):
     monkeypatch.setattr(tsla.ops.fourier, "CPU_TILE", pairs)
     x = inputs(n=60, m=70, dtype=torch.float32)
@@ -174,11 +175,14 @@ def test_later_keys_do_not_reach_earlier_outputs(pairs, monkeypatch):
 
 @pytest.mark.parametrize("d", [1, 4, 16, 64])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_float32_is_as_exact_as_the_plain_formula(d, offset):
+@pytest.mark.parametrize("form", ["native", "torch"])
+def test_float32_is_as_exact_as_the_plain_formula(d, offset, form, monkeypatch):
     """Errors of outputs and gradients are at most twice the plain formula's in float32, wherever queries and keys are.
 
     Of several draws together, since that of a single number, the radius, may be small by chance.
     """
+    if form == "torch":
+        monkeypatch.setattr(tsla.ops.sinc, "available", lambda name: False)
     found = {"ours": [], "theirs": [], "exact": []}
     for _ in range(8):
         x = inputs((1.7,), h=2, g=2, n=40, d=d, dtype=torch.float32)
@@ -190,25 +194,6 @@ def test_float32_is_as_exact_as_the_plain_formula(d, offset):
     for name in found["exact"][0]:
         ours, theirs, exact = (torch.stack([draw[name] for draw in draws]) for draws in found.values())
         assert error(ours, exact) <= 2 * error(theirs, exact) + 1e-6, name
-
-
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-6), (torch.float64, 2e-13)])
-def test_a_slope_near_equal_queries_and_keys_is_exact(dtype, allowed):
-    """Where x cos x and sin x cancel, and where the series ends; whatever the places of the two."""
-    radius, ones = torch.full((1,), 0.75, dtype=dtype), torch.ones(1, 4201, 1, dtype=dtype)
-    for place in (0.0, 37.3, -1e4):
-        key = torch.full((1, 1, 1), place, dtype=dtype)
-        at = key + torch.cat([torch.linspace(-2, 2, 4001), torch.logspace(-20, 0, 200)]).to(dtype)
-        q, k = (waves(y, radius) for y in (at, key))
-        q, k = type(q)(*(y[..., None] for y in q)), type(k)(*(y[:, :, None] for y in k))
-        x = (at - key)[0, 0].double() * 0.75
-        value = torch.sinc(x / torch.pi).square() + 1e-12
-        other = torch.where(x.abs() < 0.03, 1.0, x)
-        series = -2 * x / 3 - 2 * x**3 / 45 - 4 * x**5 / 945 - 2 * x**7 / 4725
-        slope = torch.where(x.abs() < 0.03, series, 2 / other.tan() - 2 / other) * (1 - 1e-12 / value) * 0.75
-        room = allowed * (max(1, abs(place)) if dtype == torch.float64 else 1)
-        assert (slope_sums(q, k, radius, ones)[0][0, 0] - slope).abs().max() < room
-        assert (log_sinc(q.x, k.x, radius)[0, :, 0] - value.log()).abs().max() < room
 
 
 def test_equal_queries_and_keys_and_zeros_of_sinc_have_finite_gradients():
@@ -286,7 +271,7 @@ def test_memory_is_linear(monkeypatch):
         with Largest() as made:
             out, top, total = tsla.ops.fourier.run(q, k, v, torch.ones(3), None, 4, False)
             tsla.ops.fourier.run_backward(out, q, k, v, torch.ones(3), None, top, total, 4, False)
-        assert made.numel <= 12 * max(n, m) < n * m
+        assert made.numel <= 12 * (max(n, m) + GAP) < n * m
 
 
 @CAUSAL
@@ -299,21 +284,6 @@ def test_what_is_kept_for_the_backward_pass_is_linear(causal):
         return sum(sizes)
 
     assert kept(200) < 2.1 * kept(100)
-
-
-def test_tiles_are_all_pairs_that_are_seen():
-    for b, n, m, causal, numel in (
-        (3, 10, 10, True, 40),
-        (3, 10, 17, True, 1),
-        (4, 6, 9, False, 120),
-        (2, 0, 5, False, 9),
-    ):
-        seen = torch.zeros(b, n, m, dtype=torch.long)
-        for tile in tiles(b, n, m, causal=causal, numel=numel):
-            seen[tile.heads, tile.rows, : tile.keys] += 1
-            assert seen[tile.heads, tile.rows, : tile.keys].numel() <= max(numel, m)
-        needed = torch.ones_like(seen).tril(m - n) if causal else torch.ones_like(seen)
-        assert (seen >= needed).all() and (seen <= 1).all()
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

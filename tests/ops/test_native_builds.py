@@ -1,4 +1,4 @@
-"""The attention library as it is built for other processors, and with sanitizers that see every access to memory."""
+"""The libraries of C++ as they are built for other processors, and with sanitizers that see every access to memory."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from cases import qkv, results, some_decay, some_mask
 from native_cases import CXX, ROOT
 
 from tsla import native
-from tsla.kernels.cpu import call
-from tsla.ops import taylor_attention
+from tsla.kernels.cpu import call, sinc
+from tsla.ops import fourier_attention, taylor_attention
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CXX is None, reason="needs a C++ compiler")]
 
@@ -35,6 +35,14 @@ def calls():
                 for crossover in (0, torch.inf):
                     keep = causal and not crossover
                     yield inputs, partial(taylor_attention, **options, crossover=crossover, return_state=keep)
+
+
+def products():
+    """Calls of FourierFormer's attention."""
+    for causal in (False, True):
+        for n, d in ((1, 1), (9, 3), (70, 16), (600, 5)):
+            inputs = {**qkv(b=1, h=2, n=n, d=d, dtype=torch.float32), "radius": torch.rand(d) + 0.2}
+            yield inputs, partial(fourier_attention, causal=causal, key_mask=some_mask(1, n))
 
 
 def decoding():
@@ -63,6 +71,24 @@ def test_every_instruction_set_computes_the_same(monkeypatch, level):
                 assert (x - two[name]).abs().max() <= 1e-5 * two[name].abs().max().clamp(min=1), name
 
 
+@pytest.mark.parametrize("level", native.ISAS)
+def test_every_instruction_set_computes_the_same_products(monkeypatch, level):
+    try:
+        library = native.load("sinc", isa=level)
+    except ValueError:
+        pytest.skip(f"this CPU has no {level}")
+    used = []
+    monkeypatch.setattr(sinc, "load", lambda name: used.append(name) or library)
+    for inputs, run in products():
+        exact = results(run, {x: y.double() for x, y in inputs.items()})
+        assert not used
+        for one, two in zip(results(run, inputs), exact, strict=True):
+            for name, x in one.items():
+                assert (x - two[name]).abs().max() <= 1e-4 * two[name].abs().max().clamp(min=1), name
+        assert set(used) == {"sinc"}
+        used.clear()
+
+
 def test_no_access_is_out_of_bounds(tmp_path):
     runtimes = [
         subprocess.run([CXX, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
@@ -73,16 +99,20 @@ def test_no_access_is_out_of_bounds(tmp_path):
     code = """
 import torch
 from tsla import native
-from tsla.kernels.cpu import call
+from tsla.kernels.cpu import call, sinc
 library = native.load("attention", sanitize=True)
 call._entry_points.update({name: getattr(library, name) for name in ("tsla_forward", "tsla_backward")})
-from test_native_builds import calls, decoding
+other = native.load("sinc", sanitize=True)
+sinc.load = lambda name: other
+from test_native_builds import calls, decoding, products
 from cases import results
 torch.set_num_threads(2)
 for inputs, run in calls():
     results(lambda **x: run(**x, impl="native"), inputs)
     run(**{name: x.bfloat16() for name, x in inputs.items()}, impl="native")
 decoding()
+for inputs, run in products():
+    results(run, inputs)
 print("clean")
 """
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "ops")))

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tsla.ops.checks import check_qkv
 from tsla.ops.packing import attend_packed
-from tsla.ops.sinc import Tile, keys_of, log_sinc, queries_of, slope_sums, tiles, waves
+from tsla.ops.sinc import Tile, Waves, keys_of, log_sinc, queries_of, slope_sums, tiles, waves
 from tsla.ops.types import Attended, accumulation_dtype, full_precision
 
-CPU_TILE, TILE = 2**16, 2**22  # pairs: the few tensors of a tile stay in a core's cache; a GPU wants work
+CPU_TILE, TILE = 2**17, 2**22  # pairs: the few tensors of a tile stay in a core's cache; a GPU wants work
 
 
 def fourier_attention(
@@ -85,8 +85,9 @@ def run(
     """The operator: output, and of each row ``(b, n, 1)`` the largest log weight and the sum of weights over it."""
     out = q.new_zeros(*q.shape[:2], v.shape[-1])
     top, total = q.new_zeros(*q.shape[:2], 1), q.new_ones(*q.shape[:2], 1)
+    queries, keys = (waves(x.transpose(1, 2), radius) for x in (q, k))
     with full_precision(q.device):
-        for tile, logits in _logits(_channels_first(q), _channels_first(k), radius, key_mask, power, causal):
+        for tile, logits in _logits(queries, keys, radius, key_mask, power, causal):
             largest = logits.amax(-1, keepdim=True)
             largest.masked_fill_(largest == -torch.inf, 0.0)  # of a row without keys
             weights = logits.sub_(largest).exp_()
@@ -103,10 +104,11 @@ def run_backward(
     power: int, causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Its gradients, of q, k, v and the radius."""
-    queries, keys = (waves(_channels_first(x), radius) for x in (q, k))
-    dq, dk, dv, dradius = (torch.zeros_like(x) for x in (queries.x, keys.x, v, radius))
+    queries, keys = (waves(x.transpose(1, 2), radius) for x in (q, k))
+    dq, dk = (torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k))
+    dv, dradius = torch.zeros_like(v), torch.zeros_like(radius)
     with full_precision(q.device):
-        for tile, logits in _logits(queries.x, keys.x, radius, key_mask, power, causal):
+        for tile, logits in _logits(queries, keys, radius, key_mask, power, causal):
             own, seen = (tile.heads, tile.rows), (tile.heads, slice(tile.keys))
             weights = logits.sub_(top[own]).exp_().div_(total[own])
             dv[seen] += weights.transpose(-1, -2) @ grad[own]
@@ -119,21 +121,17 @@ def run_backward(
     return dq.transpose(1, 2).contiguous(), dk.transpose(1, 2).contiguous(), dv, dradius
 
 
-def _channels_first(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).contiguous()
-
-
 def _logits(
-    q: Tensor, k: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
+    q: Waves, k: Waves, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
 ) -> Iterator[tuple[Tile, Tensor]]:
-    """Each tile and the logarithms of its weights, -inf where a key is not seen; q and k channels first."""
-    (b, _, n), m = q.shape, k.shape[2]
+    """Each tile and the logarithms of its weights, -inf where a key is not seen."""
+    (b, _, n), m = q.x.shape, k.x.shape[2]
     hidden = None
     if key_mask is not None:  # added: to fill in by a mask takes longer than a sine
-        hidden = q.new_zeros(key_mask.shape).masked_fill_(~key_mask, -torch.inf)
+        hidden = q.x.new_zeros(key_mask.shape).masked_fill_(~key_mask, -torch.inf)
         hidden = hidden.repeat_interleave(b // max(len(hidden), 1), dim=0)[:, None]
-    for tile in tiles(b, n, m, causal=causal, numel=CPU_TILE if q.device.type == "cpu" else TILE):
-        logits = log_sinc(queries_of(q, tile), keys_of(k, tile), radius).mul_(power / 2)
+    for tile in tiles(b, n, m, causal=causal, numel=CPU_TILE if q.x.device.type == "cpu" else TILE):
+        logits = log_sinc(q.of(queries_of, tile), k.of(keys_of, tile), radius).mul_(power / 2)
         if hidden is not None:
             logits += hidden[tile.heads, :, : tile.keys]
         if causal:

@@ -1,7 +1,8 @@
 """log(sinc^2 x + 1e-12) of x = R_c (q_c - k_c), summed over channels c, and its slopes: tile by tile of pairs.
 
-A tile is ``(b, rows, keys)``, made of queries ``(b, d, rows, 1)`` and keys ``(b, d, 1, keys)``, channel by channel. Its
-operations are the few that torch runs at the speed of memory, besides a sine: `where` and masks take longer than that.
+A tile is ``(b, rows, keys)``, made of queries ``(b, d, rows, 1)`` and keys ``(b, d, 1, keys)``, channel by channel.
+In float32 on a CPU native code makes it (tsla/kernels/cpu/sinc.cpp). Elsewhere its operations are the few that torch
+runs at the speed of memory, besides a sine: `where` and masks take longer than that.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,9 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from tsla.native import available
 
 FLOOR = 1e-12  # added to sinc^2, which has zeros, before the logarithm
 TINY = 1e-30  # added to sin^2 x and x^2 alike: at 0 their quotient is then 1, and elsewhere what it was
+GAP = 16  # numbers between channels: a power of 2 from each to the next would put all in the same places of a cache
 COTANGENT = (1 / 3, 1 / 45, 2 / 945, 1 / 4725)  # (1 / x - cot x) / x as a series in x^2
 
 
@@ -47,7 +52,7 @@ def keys_of(x: Tensor, tile: Tile) -> Tensor:
 
 
 class Waves(NamedTuple):
-    """x ``(b, d, n)``, and the sine and cosine of R x."""
+    """x ``(b, d, n)``, and the sine and cosine of R x, their channels side by side but for `GAP`."""
 
     x: Tensor
     sin: Tensor
@@ -62,14 +67,24 @@ def waves(x: Tensor, radius: Tensor) -> Waves:
     """Of x ``(b, d, n)`` and R ``(d,)``. R x is made in float64: however large q and k are, it is q - k that counts."""
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # which has no other
     angle = x.to(wide) * radius.to(wide)[:, None]
-    return Waves(x, angle.sin().to(x.dtype), angle.cos().to(x.dtype))
+    return Waves(*(pad(y.to(x.dtype), (0, GAP))[..., : x.shape[-1]] for y in (x, angle.sin(), angle.cos())))
 
 
-def log_sinc(q: Tensor, k: Tensor, radius: Tensor) -> Tensor:
-    """sum_c log(sinc^2(R_c (q_c - k_c)) + 1e-12) of a tile, ``(b, rows, keys)``.
+def _compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and available("sinc")
 
-    One logarithm serves as many channels as a product of such numbers can have without falling below the least.
-    """
+
+def log_sinc(q: Waves, k: Waves, radius: Tensor) -> Tensor:
+    """sum_c log(sinc^2(R_c (q_c - k_c)) + 1e-12) of a tile, ``(b, rows, keys)``."""
+    if _compiled(q.x):
+        from tsla.kernels.cpu.sinc import log_sinc as native
+
+        return native(q, k, radius)
+    return _log_sinc(q.x, k.x, radius)
+
+
+def _log_sinc(q: Tensor, k: Tensor, radius: Tensor) -> Tensor:
+    """One logarithm serves as many channels as a product of such numbers can have without falling below the least."""
     d, together = q.shape[1], 3 if q.dtype == torch.float32 else 24
     floor, tiny = q.new_full((), FLOOR), q.new_full((), TINY)
     total: Tensor | None = None
@@ -91,10 +106,6 @@ def log_sinc(q: Tensor, k: Tensor, radius: Tensor) -> Tensor:
 def slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum_ij G_ij sum_c f(R_c (q_ic - k_jc)), f(x) = log(sinc^2 x + 1e-12), with respect to q, k and R.
 
-    f'(x) = 2 S (x C - S) x / (x^2 (S^2 + 1e-12 x^2)), S = sin x, C = cos x, and 2 (cot x - 1 / x) by its series near 0,
-    where x C and S cancel. With S and C by the addition theorem, a tile takes neither sine nor cosine: S is then off
-    by what rounds off 1, not S, which the series allows. Between the two it goes over gradually.
-
     Args:
         q, k: of a tile.
         radius: R ``(d,)``.
@@ -102,6 +113,23 @@ def slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tens
 
     Returns:
         ``(b, d, rows)``, ``(b, d, keys)`` and ``(d,)``.
+    """
+    if _compiled(weight):
+        from tsla.kernels.cpu.sinc import slope_sums as native
+
+        sums = native(q, k, radius, weight)
+    else:
+        sums = _slope_sums(q, k, radius, weight)
+    scale = -2 * radius[:, None]
+    return sums[0] * scale, sums[1] * -scale, sums[2] * -2
+
+
+def _slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of G f'(x) / -2 and, for R, of G (q - k) f'(x) / -2.
+
+    f'(x) = 2 S (x C - S) x / (x^2 (S^2 + 1e-12 x^2)), S = sin x, C = cos x, and 2 (cot x - 1 / x) by its series near 0,
+    where x C and S cancel. With S and C by the addition theorem, a tile takes neither sine nor cosine: S is then off
+    by what rounds off 1, not S, which the series allows. Between the two it goes over gradually.
     """
     near = 0.25 if weight.dtype == torch.float32 else 0.01  # of x^2: from here on what cancels is less than what rounds
     flat = [weight.new_full((), c) for c in COTANGENT[:2]]
@@ -124,5 +152,4 @@ def slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tens
         by_query.append(pairs.sum(-1))
         by_key.append(pairs.sum(-2))
         by_radius.append(pairs.mul_(gap).sum())
-    scale = -2 * radius[:, None]
-    return torch.stack(by_query, 1) * scale, torch.stack(by_key, 1) * -scale, torch.stack(by_radius) * -2
+    return torch.stack(by_query, 1), torch.stack(by_key, 1), torch.stack(by_radius)

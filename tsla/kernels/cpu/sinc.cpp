@@ -1,0 +1,188 @@
+// Sums over channels c of log(sinc^2 x + 1e-12), x = R_c (q_ic - k_jc), and of its slopes, for a tile of pairs on the
+// CPU; called from sinc.py. Keys lie side by side in a vector, of which a query fills all lanes. The sine of a
+// difference is made of sines and cosines of R q and R k, so that a pair takes none.
+#include "vector.h"
+
+namespace tsla {
+
+constexpr int ROWS = 4;          // queries at a time, for which keys are loaded once
+constexpr int BLOCK = 512;       // keys of a task: their channels stay in the second cache
+constexpr float FLOOR = 1e-12f;  // as in tsla/ops/sinc.py
+constexpr float NEAR = 1.5f;     // of x^2: below, where differences cancel, polynomials of the least relative error
+constexpr float FAR = 1e18f;     // of x^2: beyond, sinc^2 is nothing beside FLOOR
+
+struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side
+    const float *x, *sin, *cos;
+    int64_t batch, channel;
+};
+
+struct Tile {  // sinc.py has the same struct
+    Waves q, k;
+    const float* radius;  // (d)
+    int64_t b, d, rows, keys, threads;
+    float* logs;                           // (b, rows, keys)
+    const float* weight;                   // (b, rows, keys), of each slope
+    float *by_query, *by_key, *by_radius;  // (b, blocks, d, rows), (b, d, keys), (b, blocks, d)
+
+    int64_t blocks() const { return (keys + BLOCK - 1) / BLOCK; }
+};
+
+struct Queries {  // a channel of ROWS of them; where fewer are left, the last again
+    float x[ROWS], sin[ROWS], cos[ROWS];
+
+    Queries(const Waves& q, int64_t at, int64_t left) {
+        for (int r = 0; r < ROWS; r++) {
+            int64_t i = at + std::min<int64_t>(r, left - 1);
+            x[r] = q.x[i], sin[r] = q.sin[i], cos[r] = q.cos[i];
+        }
+    }
+};
+
+inline vec some(const float* p, int count) {
+    return count == W ? load(p) : load_some(p, count);
+}
+
+inline void put(float* p, int count, vec x) {
+    if (count == W) store(p, x);
+    else std::memcpy(p, &x, count * sizeof(float));
+}
+
+inline float sum(vec x) {
+    float total = 0;
+    for (int i = 0; i < W; i++) total += x[i];
+    return total;
+}
+
+// A product of fractions as two mantissas and a power of 2, so that no number of channels leaves what a float holds.
+struct Product {
+    vec top = all(1), bottom = all(1);
+    ivec power{};
+
+    // Two factors of 1e-12 to 1e18 at most between two of these.
+    void settle() { power += exponent(top) - exponent(bottom); }
+
+    static ivec exponent(vec& x) {
+        ivec bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        ivec rest = (bits & 0x007fffff) | 0x3f800000;
+        std::memcpy(&x, &rest, sizeof x);
+        return bits >> 23;
+    }
+
+    // Of the mantissas' quotient as 2 artanh s, |s| < 1/3.
+    vec log() const {
+        vec s = (top - bottom) / (top + bottom), y = s * s;
+        vec p = y * 0.140891671f + 0.139803007f;
+        p = p * y + 0.200124547f;
+        p = p * y + 0.333331585f;
+        vec whole = __builtin_convertvector(power, vec);
+        return whole * 0.693359375f + (2.0f * (s * y * p + s) - whole * 2.12194440e-4f);  // ln 2 in two parts
+    }
+};
+
+// The sums of W keys from `key` on, or of `count`, for ROWS queries from `row` on.
+inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int count) {
+    Product product[ROWS];
+    vec poison[ROWS]{};  // NaN where a query or key is not finite: products would lose it with its exponent
+    for (int64_t c = 0; c < t.d; c++) {
+        int64_t at = b * t.k.batch + c * t.k.channel + key;
+        vec x = some(t.k.x + at, count), sin = some(t.k.sin + at, count), cos = some(t.k.cos + at, count);
+        Queries q(t.q, b * t.q.batch + c * t.q.channel + row, t.rows - row);
+        float square = t.radius[c] * t.radius[c];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            vec gap = q.x[r] - x, y = gap * gap * square;
+            vec sine = q.sin[r] * cos - q.cos[r] * sin;
+            vec p = y * -3.86384954e-6f + 1.40392003e-4f;
+            p = p * y - 3.17404419e-3f;
+            p = p * y + 4.44442406e-2f;
+            p = p * y - 3.33333313e-1f;
+            p = p * y + 1.0f;
+            vec within = y < FAR ? y : all(FAR);
+            poison[r] += sine * 0.0f;
+            product[r].top *= y < NEAR ? p : sine * sine + within * FLOOR;
+            product[r].bottom *= y < NEAR ? all(1) : within;
+            if (c & 1) product[r].settle();
+        }
+    }
+    for (int r = 0; r < std::min<int64_t>(ROWS, t.rows - row); r++) {
+        product[r].settle();
+        put(t.logs + (b * t.rows + row + r) * t.keys + key, count, product[r].log() + poison[r]);
+    }
+}
+
+// S (S - x C) / (x^2 (S^2 + 1e-12 x^2)) of y = x^2, S = sin x, C = cos x: half of what -x is to be multiplied by for
+// the slope at x; (1 - x cot x) / x^2 near 0.
+inline vec slope(vec x, vec y, vec sine, vec cosine) {
+    vec p = y * 3.5168307e-6f + 1.88660706e-5f;
+    p = p * y + 2.13687468e-4f;
+    p = p * y + 2.11566244e-3f;
+    p = p * y + 2.22223196e-2f;
+    p = p * y + 3.33333343e-1f;
+    return y < NEAR ? p : sine * (sine - x * cosine) / (y * (sine * sine + y * FLOOR));
+}
+
+// Slopes of a block of keys, times their weights: sums over its keys and over all queries, channel by channel.
+inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
+    int64_t begin = block * BLOCK, size = std::min<int64_t>(BLOCK, t.keys - begin);
+    for (int64_t c = 0; c < t.d; c++) {
+        int64_t at = b * t.k.batch + c * t.k.channel + begin, own = (b * t.blocks() + block) * t.d + c;
+        float radius = t.radius[c], by_key[BLOCK]{};
+        vec by_radius{};
+        for (int64_t row = 0; row < t.rows; row += ROWS) {
+            int here = int(std::min<int64_t>(ROWS, t.rows - row));
+            Queries q(t.q, b * t.q.batch + c * t.q.channel + row, here);
+            vec by_query[ROWS]{};
+            for (int64_t j = 0; j < size; j += W) {
+                int count = int(std::min<int64_t>(W, size - j));
+                vec k = some(t.k.x + at + j, count), sin = some(t.k.sin + at + j, count);
+                vec cos = some(t.k.cos + at + j, count), total = load(by_key + j);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) {
+                    if (r >= here) break;
+                    vec weight = some(t.weight + (b * t.rows + row + r) * t.keys + begin + j, count);
+                    vec gap = q.x[r] - k, x = gap * radius;
+                    vec sine = q.sin[r] * cos - q.cos[r] * sin, cosine = q.cos[r] * cos + q.sin[r] * sin;
+                    vec change = slope(x, x * x, sine, cosine) * x * weight;
+                    by_query[r] += change;
+                    total += change;
+                    by_radius += change * gap;
+                }
+                store(by_key + j, total);
+            }
+            for (int r = 0; r < here; r++) t.by_query[own * t.rows + row + r] = sum(by_query[r]);
+        }
+        std::memcpy(t.by_key + (b * t.d + c) * t.keys + begin, by_key, size * sizeof(float));
+        t.by_radius[own] = sum(by_radius);
+    }
+}
+
+}  // namespace tsla
+
+extern "C" {
+
+int64_t tsla_abi() {
+    return sizeof(tsla::Tile);
+}
+
+int64_t tsla_block() {
+    return tsla::BLOCK;
+}
+
+void tsla_log_sinc(const tsla::Tile* tile) {
+    int64_t groups = (tile->rows + tsla::ROWS - 1) / tsla::ROWS, blocks = tile->blocks();
+#pragma omp parallel for num_threads(tile->threads)
+    for (int64_t task = 0; task < tile->b * groups * blocks; task++) {
+        int64_t row = task / blocks % groups * tsla::ROWS, begin = task % blocks * tsla::BLOCK;
+        int64_t end = std::min(begin + tsla::BLOCK, tile->keys);
+        for (int64_t key = begin; key < end; key += tsla::W)
+            tsla::log_sums(*tile, task / (groups * blocks), row, key, int(std::min<int64_t>(tsla::W, end - key)));
+    }
+}
+
+void tsla_slope_sums(const tsla::Tile* tile) {
+    int64_t blocks = tile->blocks();
+#pragma omp parallel for num_threads(tile->threads)
+    for (int64_t task = 0; task < tile->b * blocks; task++) tsla::slope_sums(*tile, task / blocks, task % blocks);
+}
+}
