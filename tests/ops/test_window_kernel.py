@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 import tsla.ops.window_kernel
 from tsla.ops import KernelState, linear_attention, window_kernel_attention
+from tsla.ops.window_kernel import _cut
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 RELATIVE = pytest.mark.parametrize("relative", [False, True], ids=["own scale", "relative"])
@@ -225,3 +226,9 @@ def test_refusals(change, options, message):
         options = options | {"state": KernelState(kv, kv[..., 0], torch.zeros(2))}
     with pytest.raises(ValueError, match=f"^{message}"):
         window_kernel_attention(**x, **{"window": 2} | options)
+
+
+def test_blocks_are_cut_only_where_that_spares_pairs():
+    """Of short inputs blocks and the stretches they reach would have more pairs than there are."""
+    for n, causal, many in ((100, False, 1), (129, False, 1), (400, False, 7), (129, True, 1), (400, True, 7)):
+        assert _cut(n, n, 32, causal).many == many

@@ -83,7 +83,9 @@ def window_kernel_attention(
         weights = weights.masked_fill(~(seen & ~near & real), 0.0).flatten(3, 4)
         most = scores.amax(-1, keepdim=True)
         exact = (scores - finite(most).detach()).exp() @ values
-        kernel = weights @ values + features @ _beside(fk, v, blocks, causal, state)
+        kernel = weights @ values
+        if blocks.many > 1 or state is not None:
+            kernel = kernel + features @ _beside(fk, v, blocks, causal, state)
         own = queries.new_zeros(()) if log_scale is None else blocks.queries(log_scale.to(dtype)[..., None], k.shape[1])
         out = one_denominator(exact, most, kernel, own, relative)
         return blocks.joined(out.unflatten(3, shape))[:, :, :n].to(q.dtype)
@@ -171,7 +173,7 @@ def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:
     reach = max(min(window, m - 1), 0)
     ahead, size = 0 if causal else reach, min(n, max(reach + 1, BLOCK))
     many, tail = -(-n // size), -n % size
-    if many == 1:  # which sees all keys there are
+    if many * size * (size + reach + ahead) >= n * m:  # one block, which sees all keys there are, has no more pairs
         return _Blocks(1, n, 0, 0, 0, m - n, 0)
     return _Blocks(many, size, tail, reach - (m - n), ahead + tail, reach, ahead)
 
