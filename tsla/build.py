@@ -14,17 +14,13 @@ from tsla.config.compose import freeze, parse_group
 from tsla.config.mixers import MixerConfig, PolynomialConfig, TaylorShiftConfig
 from tsla.config.schema import (
     CsvLoggerConfig,
-    DigitsConfig,
     EncoderConfig,
-    FilesConfig,
-    ListOpsConfig,
     ModelConfig,
-    MqarConfig,
-    TaskOptions,
     TensorboardLoggerConfig,
     VisionConfig,
     WandbLoggerConfig,
 )
+from tsla.config.tasks import DigitsConfig, FilesConfig, ListOpsConfig, MqarConfig, TaskOptions
 from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model

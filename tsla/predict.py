@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tsla.build import load_model_and_spec
 from tsla.config import Config, read
-from tsla.config.schema import FilesConfig, VisionConfig
+from tsla.config.schema import VisionConfig
+from tsla.config.tasks import FilesConfig
 from tsla.evaluation.evaluate import answers_of
 from tsla.tasks import tables
 from tsla.tasks.base import TaskSpec

@@ -8,7 +8,7 @@ import yaml
 
 from tsla.config import GROUPS, ConfigError, compose, group_choices, members
 from tsla.config.compose import config_root
-from tsla.config.schema import IMAGES
+from tsla.config.tasks import IMAGES
 from tsla.tasks.digits import Digits
 
 YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))

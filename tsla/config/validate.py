@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 from tsla.config.mixers import HeadsConfig, OwnHeadsConfig
 from tsla.config.schema import (
-    IMAGES,
     Config,
     EncoderConfig,
-    FilesConfig,
-    ListOpsConfig,
-    MqarConfig,
     VisionConfig,
     members,
 )
+from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig
 
 
 def find_problems(config: Config) -> list[str]:

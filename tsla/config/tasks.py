@@ -1,0 +1,83 @@
+"""The options of every task, one dataclass for each kind of data; `TaskConfig`, last, is the list of them."""
+
+# ruff: noqa: RUF009 - `option` makes a dataclass field, and a new list for each config
+
+from dataclasses import dataclass
+
+from tsla.config.options import option
+
+LISTOPS = ("listops", "listops_medium", "listops_short")
+MQAR = ("mqar", "mqar_mix")
+IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
+
+
+@dataclass
+class TaskOptions:
+    """The options of every task."""
+
+    name: str = option("", "the task")
+    packing: bool = option(False, "rows of a training batch stand one after another, not padded to the longest")
+
+
+@dataclass
+class ListOpsConfig(TaskOptions):
+    """ListOps as Long Range Arena defines it, generated here or read from a `listops-1000` folder."""
+
+    name: str = option("listops", "which size; its numbers stand in configs/task", choices=LISTOPS)
+    min_length: int = option(500, "rows are longer than this, in tokens", low=1)
+    max_length: int = option(2000, "rows are shorter than this, in tokens", low=3)
+    max_depth: int = option(10, "depth at which every node is a digit; the root has depth 1", low=2)
+    max_args: int = option(10, "most arguments of an operator", low=2)
+    train_rows: int = option(96_000, "rows of the training split", low=1)
+    val_rows: int = option(2_000, "rows of the validation split", low=1)
+    test_rows: int = option(2_000, "rows of the test split", low=1)
+    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
+    path: str | None = option(None, "a folder with basic_{train,val,test}.tsv to read instead of generating")
+
+
+@dataclass
+class DigitsConfig(TaskOptions):
+    """The 8x8 digits of scikit-learn as sequences of 64 pixels."""
+
+    name: str = option("digits", "the task", choices=("digits",))
+    seed: int = option(0, "of the split into train, val and test", low=0)
+
+
+@dataclass
+class MqarConfig(TaskOptions):
+    """Multi-query associative recall, generated. Segments are written as length/pairs/rows."""
+
+    name: str = option("mqar", "one kind of rows, or the standard mix of lengths; see configs/task", choices=MQAR)
+    vocab_size: int = option(256, "tokens; one half are keys, the other values", low=4)
+    train: list[str] = option(["64/4/20000"], "segments of the training split")
+    val: list[str] = option(["64/4/1000"], "segments of the validation split")
+    test: list[str] = option(["64/4/3000"], "segments of the test split")
+    power: float = option(0.01, "queries stand near the pairs at small values, anywhere at 1", above=0)
+    filler: bool = option(True, "random tokens between the queries instead of zeros")
+    seed: int = option(0, "of the rows, apart from the run's seed", low=0)
+
+
+@dataclass
+class FilesConfig(TaskOptions):
+    """Your own data: files, folders of texts, a saved data set or one of the Hub. See `tsla data inspect`."""
+
+    name: str = option("files", "the task", choices=("files",))
+    path: str | None = option(None, "a CSV, TSV, JSONL or Parquet file, a folder, or an id on the Hub; must be given")
+    revision: str | None = option(None, "of a data set on the Hub: a branch, tag or commit")
+    input: str = option("text", "the column to learn from")
+    label: list[str] = option(["label"], "the columns to learn; several where target is labels or numbers")
+    kind: str = option("bytes", "what inputs are", choices=("bytes", "tokens", "series"))
+    target: str = option("class", "one class, any number of labels, or numbers", choices=("class", "labels", "numbers"))
+    split: str = option("fraction", "drawn, by a column or the data's own parts, or by files",
+                        choices=("fraction", "column", "file"))  # fmt: skip
+    val_fraction: float = option(0.1, "rows for validation, where the data itself does not say which", above=0, high=1)
+    test_fraction: float = option(0.1, "rows for the test, where the data itself does not say which", above=0, high=1)
+    split_column: str = option("split", "for split=column: holds train, val or test; data in parts needs none")
+    val_path: str | None = option(None, "for split=file: rows for validation")
+    test_path: str | None = option(None, "for split=file: rows for the test")
+    max_length: int | None = option(None, "longer inputs lose their end; null keeps all", low=1)
+    slices: list[str] = option([], "further columns, for whose values scores are told")
+    seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
+
+
+TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
