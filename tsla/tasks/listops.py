@@ -4,7 +4,6 @@ The expressions themselves (token table, distribution, evaluator) are in `listop
 """
 
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
@@ -33,10 +31,11 @@ from tsla.tasks.listops_grammar import (
     to_text,
 )
 from tsla.tasks.listops_references import reference_lines
+from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
 __all__ = ["ListOps", "evaluate", "to_text"]
 
-VERSION = 1  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
+VERSION = 2  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
 PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
 SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
 LAYOUTS = ("", "lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
@@ -99,9 +98,7 @@ class ListOps:
         )
 
     def split(self, name: str) -> Dataset:
-        if name not in SPLITS:
-            raise ValueError(f"split ({name!r}) must be one of {', '.join(SPLITS)}")
-        return load_from_disk(str(self.folder / name))
+        return load_split(self.folder, name)
 
     def references(self) -> dict[str, float]:
         return dict(self.manifest["references"])
@@ -109,12 +106,11 @@ class ListOps:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the folder holds: row counts, label histograms, lengths, acceptance, references, build time."""
-        manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-        return manifest
+        return read_manifest(self.folder)
 
     @cached_property
     def folder(self) -> Path:
-        """The finished folder: `train`, `val` and `test` as Arrow, and `manifest.json`."""
+        """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
         if self.files is None:
             source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
         else:
@@ -132,12 +128,15 @@ class ListOps:
             splits = {split: list(itertools.islice(shuffled, count)) for split, count in self.rows.items()}
         else:
             splits = {split: _read(file) for split, file in self.files.items()}
+        labels = {split: np.array([label for _, label in rows]) for split, rows in splits.items()}
         for split, rows in splits.items():
-            _store(rows, folder / split)
-        manifest |= _describe(splits)
+            tokens = [np.frombuffer(tokens, np.uint8) for tokens, _ in rows]
+            save_split(folder, split, [{"input_ids": tokens, "label": labels[split]}])
+        lengths = {split: np.array([len(tokens) for tokens, _ in rows]) for split, rows in splits.items()}
+        manifest |= describe(lengths, labels, 10)
         manifest["references"] = reference_lines(splits["train"], splits["test"])
         manifest["seconds"] = round(time.perf_counter() - started, 2)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(folder, manifest)
 
 
 def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[list[Row], float]:
@@ -217,32 +216,3 @@ def _is_expression(tokens: bytes) -> bool:
     depth = np.cumsum(step)
     empty = (step[:-1] > 0) & (step[1:] < 0)
     return bool(ids.size > 1 and depth[-1] == 0 and (depth[:-1] > 0).all() and not empty.any())
-
-
-def _store(rows: list[Row], folder: Path) -> None:
-    """Writes rows as an Arrow data set with the columns `input_ids` (list of uint8) and `label` (int64)."""
-    tables = []
-    for at in range(0, len(rows), 10_000):  # list offsets have 31 bits
-        tokens, labels = zip(*rows[at : at + 10_000], strict=True)
-        offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
-        ids = pa.ListArray.from_arrays(offsets, np.frombuffer(b"".join(tokens), np.uint8))
-        tables.append(pa.table({"input_ids": ids, "label": pa.array(labels, pa.int64())}))
-    Dataset(pa.concat_tables(tables)).save_to_disk(str(folder))
-
-
-def _describe(splits: dict[str, list[Row]]) -> dict[str, object]:
-    lengths = np.array([len(tokens) for rows in splits.values() for tokens, _ in rows])
-    percent = (1, 5, 25, 50, 75, 95, 99)
-    return {
-        "rows": {split: len(rows) for split, rows in splits.items()},
-        "labels": {
-            split: np.bincount([label for _, label in rows], minlength=10).tolist() for split, rows in splits.items()
-        },
-        "length": {
-            "min": int(lengths.min()),
-            "max": int(lengths.max()),
-            "mean": round(float(lengths.mean()), 2),
-            "sd": round(float(lengths.std()), 2),
-            "percentiles": dict(zip(map(str, percent), np.percentile(lengths, percent).tolist(), strict=True)),
-        },
-    }
