@@ -13,7 +13,7 @@ from native_cases import CXX, ROOT, child, libraries, needs_compiler
 
 from tsla import cli, compiler, machine, native
 from tsla.kernels.cpu.call import Call
-from tsla.kernels.cpu.sinc import Tile as SincTile
+from tsla.kernels.cpu.sinc import Angles, Tile
 
 PARALLEL = """
 #ifdef _OPENMP
@@ -216,4 +216,4 @@ def test_the_libraries_of_the_package_compile(monkeypatch):
     monkeypatch.undo()
     assert native.LIBRARIES == {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}
     assert native.load("attention").tsla_abi() == ctypes.sizeof(Call)
-    assert native.load("sinc").tsla_abi() == ctypes.sizeof(SincTile)
+    assert native.load("sinc").tsla_abi() == ctypes.sizeof(Tile) + ctypes.sizeof(Angles)

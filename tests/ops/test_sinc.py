@@ -47,6 +47,17 @@ def test_a_slope_near_equal_queries_and_keys_is_exact(form, dtype, allowed):
         assert (log_sinc(q, k, radius)[0, :, 0] - value.log()).abs().max() < room
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e5, 1e10, 1e20])
+def test_waves_are_exact_wherever_they_are(form, size):
+    """Angles are made in float64: R x in float32 would be off by whole turns."""
+    x, radius = torch.randn(2, 3, 50).transpose(1, 2) * size, torch.rand(50) + 0.3
+    for made in (waves(x, radius), waves(x[:, :, 1:2], radius), waves(x[:1, :, :0], radius)):
+        angle = made.x.double() * radius.double()[:, None]
+        assert_close(made.sin, angle.sin().float(), rtol=0, atol=1.5e-7)
+        assert_close(made.cos, angle.cos().float(), rtol=0, atol=1.5e-7)
+    assert torch.equal(waves(x, radius).x, x)
+
+
 # Keys around a vector's and a block's, queries around those that are taken at a time, channels odd and even.
 @pytest.mark.parametrize(
     ("b", "d", "rows", "keys"),

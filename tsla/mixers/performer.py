@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import relu, threshold
 
 from tsla.mixers.base import HeadOptions
 from tsla.mixers.features import TINY, FeatureAttention, FeatureMap
@@ -73,13 +73,14 @@ class FavorFeatures(FeatureMap):
         return REACH - self.projection.square().sum(-1).amax() / 2
 
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
-        size = self.dim_out**-0.5
         if self.kind == "relu":
-            return (relu(self._turned(x)) + 1e-3) * size
+            return (relu(self._turned(x)) + 1e-3) * self.dim_out**-0.5
         exponent = self._exponents(x)
         if is_query:  # any number will do: it is the query's own, and `log_scale` knows it
             return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
-        return (exponent - _half_square(x)[..., None] + self.shift()).clamp(min=-REACH).exp() * size
+        size = -log(self.dim_out) / 2
+        exponent = exponent - (_half_square(x) - (self.shift() + size))[..., None]
+        return threshold(exponent, size - REACH, size - REACH).exp()  # `clamp` would do, in a slower backward pass
 
     def log_scale(self, q: Tensor) -> Tensor:
         """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""

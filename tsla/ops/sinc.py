@@ -65,6 +65,10 @@ class Waves(NamedTuple):
 
 def waves(x: Tensor, radius: Tensor) -> Waves:
     """Of x ``(b, d, n)`` and R ``(d,)``. R x is made in float64: however large q and k are, it is q - k that counts."""
+    if _compiled(x):
+        from tsla.kernels.cpu.sinc import waves as native
+
+        return Waves(*native(x, radius, GAP))
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # which has no other
     angle = x.to(wide) * radius.to(wide)[:, None]
     return Waves(*(pad(y.to(x.dtype), (0, GAP))[..., : x.shape[-1]] for y in (x, angle.sin(), angle.cos())))

@@ -78,9 +78,10 @@ def window_kernel_attention(
         queries, features = (blocks.queries(x, k.shape[1]) for x in (scaled, fq))
         values = blocks.stretches(v).transpose(-1, -2)
         shape = (h // k.shape[1], blocks.size)  # of the queries of a block, head by head
-        scores = (queries @ blocks.stretches(k)).unflatten(3, shape).masked_fill(~(near & real), -inf).flatten(3, 4)
+        scores = (queries @ blocks.stretches(k)).unflatten(3, shape)  # products are ours alone, so filled in place
+        scores = scores.masked_fill_(~(near & real), -inf).flatten(3, 4)
         weights = (features @ blocks.stretches(fk)).unflatten(3, shape)
-        weights = weights.masked_fill(~(seen & ~near & real), 0.0).flatten(3, 4)
+        weights = weights.masked_fill_(~(seen & ~near & real), 0.0).flatten(3, 4)
         most = scores.amax(-1, keepdim=True)
         exact = (scores - finite(most).detach()).exp() @ values
         kernel = weights @ values
@@ -147,7 +148,7 @@ class _Blocks(NamedTuple):
 
     def queries(self, x: Tensor, groups: int) -> Tensor:
         """``(b, h, n, .)`` to ``(b, g, t, r size, .)``: block t has r query heads, one after another."""
-        x = pad(x, (0, 0, 0, self.tail)).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
+        x = _padded(x, 0, self.tail).unflatten(2, (self.many, self.size)).unflatten(1, (groups, -1))
         return x.transpose(2, 3).flatten(3, 4)
 
     def joined(self, x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class _Blocks(NamedTuple):
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def padded(self, x: Tensor) -> Tensor:
-        return pad(x, (0, 0, self.before, self.after))
+        return _padded(x, self.before, self.after)
 
     def stretches(self, x: Tensor) -> Tensor:
         """``(b, g, m, .)`` to ``(b, g, t, ., s)``: the keys that block t is held against."""
@@ -167,6 +168,11 @@ class _Blocks(NamedTuple):
         gap = key - self.behind - torch.arange(self.size, device=device)[:, None]
         seen = gap <= 0 if causal else torch.ones_like(gap, dtype=torch.bool)
         return seen & (gap.abs() <= window), seen
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Tokens ``(b, g, m, .)`` with zeros around; torch would copy x where there are none."""
+    return pad(x, (0, 0, before, after)) if before or after else x
 
 
 def _cut(n: int, m: int, window: int, causal: bool) -> _Blocks:

@@ -1,6 +1,8 @@
 // Sums over channels c of log(sinc^2 x + 1e-12), x = R_c (q_ic - k_jc), and of its slopes, for a tile of pairs on the
 // CPU; called from sinc.py. Keys lie side by side in a vector, of which a query fills all lanes. The sine of a
 // difference is made of sines and cosines of R q and R k, so that a pair takes none.
+#include <cmath>
+
 #include "vector.h"
 
 namespace tsla {
@@ -8,10 +10,10 @@ namespace tsla {
 constexpr int ROWS = 4;          // queries at a time, for which keys are loaded once
 constexpr int BLOCK = 512;       // keys of a task: their channels stay in the second cache
 constexpr float FLOOR = 1e-12f;  // as in tsla/ops/sinc.py
-constexpr float NEAR = 1.5f;     // of x^2: below, where differences cancel, polynomials of the least relative error
+constexpr float NEAR = 1;        // of x^2: below, where differences cancel, polynomials of the least relative error
 constexpr float FAR = 1e18f;     // of x^2: beyond, sinc^2 is nothing beside FLOOR
 
-struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side
+struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side, with W more of any value after them
     const float *x, *sin, *cos;
     int64_t batch, channel;
 };
@@ -37,10 +39,6 @@ struct Queries {  // a channel of ROWS of them; where fewer are left, the last a
         }
     }
 };
-
-inline vec some(const float* p, int count) {
-    return count == W ? load(p) : load_some(p, count);
-}
 
 inline void put(float* p, int count, vec x) {
     if (count == W) store(p, x);
@@ -80,23 +78,56 @@ struct Product {
     }
 };
 
+struct Angles {  // sinc.py has the same struct
+    const float *from, *radius;     // (b, d, count) at the strides that follow;  (d)
+    int64_t batch, channel, token;
+    float *x, *sin, *cos;           // (b, d, ld), of which the first `count` are filled
+    int64_t b, d, count, ld, threads;
+};
+
+// x, sin(R x) and cos(R x) of a channel. Angles are made and reduced to a quarter of a turn in double.
+inline void make_waves(const Angles& a, int64_t task) {
+    int64_t b = task / a.d, c = task % a.d, at = task * a.ld;
+    const float* from = a.from + b * a.batch + c * a.channel;
+    float *x = a.x + at, *sin = a.sin + at, *cos = a.cos + at;
+    double radius = a.radius[c], most = 0;
+    for (int64_t i = 0; i < a.count; i++) x[i] = from[i * a.token];
+    for (int64_t i = 0; i < a.count; i++) {
+        double angle = x[i] * radius, shifted = angle * 0.63661977236758134 + 6755399441055744.0;
+        int64_t quarter;  // 1.5 * 2^52 added rounds to a whole number, which the last bits then are
+        std::memcpy(&quarter, &shifted, sizeof quarter);
+        double turns = shifted - 6755399441055744.0;
+        float r = float(angle - turns * 1.5707963267948966 - turns * 6.123233995736766e-17), y = r * r;
+        float s = r + r * y * (-1.6666654611e-1f + y * (8.3321608736e-3f - y * 1.9515295891e-4f));
+        float k = 1 - y / 2 + y * y * (4.166664568e-2f + y * (-1.388731625e-3f + y * 2.443315712e-5f));
+        float one = quarter & 1 ? k : s, two = quarter & 1 ? s : k;
+        sin[i] = quarter & 2 ? -one : one;
+        cos[i] = (quarter + 1) & 2 ? -two : two;
+        most = std::max(most, std::abs(angle));
+    }
+    if (most > 1e9)
+        for (int64_t i = 0; i < a.count; i++) {
+            sin[i] = float(std::sin(x[i] * radius));
+            cos[i] = float(std::cos(x[i] * radius));
+        }
+}
+
 // The sums of W keys from `key` on, or of `count`, for ROWS queries from `row` on.
 inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int count) {
     Product product[ROWS];
     vec poison[ROWS]{};  // NaN where a query or key is not finite: products would lose it with its exponent
     for (int64_t c = 0; c < t.d; c++) {
         int64_t at = b * t.k.batch + c * t.k.channel + key;
-        vec x = some(t.k.x + at, count), sin = some(t.k.sin + at, count), cos = some(t.k.cos + at, count);
+        vec x = load(t.k.x + at), sin = load(t.k.sin + at), cos = load(t.k.cos + at);
         Queries q(t.q, b * t.q.batch + c * t.q.channel + row, t.rows - row);
         float square = t.radius[c] * t.radius[c];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             vec gap = q.x[r] - x, y = gap * gap * square;
             vec sine = q.sin[r] * cos - q.cos[r] * sin;
-            vec p = y * -3.86384954e-6f + 1.40392003e-4f;
-            p = p * y - 3.17404419e-3f;
-            p = p * y + 4.44442406e-2f;
-            p = p * y - 3.33333313e-1f;
+            vec p = y * 1.30616376e-4f - 3.16535402e-3f;
+            p = p * y + 4.44410667e-2f;
+            p = p * y - 3.33332896e-1f;
             p = p * y + 1.0f;
             vec within = y < FAR ? y : all(FAR);
             poison[r] += sine * 0.0f;
@@ -114,10 +145,9 @@ inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int cou
 // S (S - x C) / (x^2 (S^2 + 1e-12 x^2)) of y = x^2, S = sin x, C = cos x: half of what -x is to be multiplied by for
 // the slope at x; (1 - x cot x) / x^2 near 0.
 inline vec slope(vec x, vec y, vec sine, vec cosine) {
-    vec p = y * 3.5168307e-6f + 1.88660706e-5f;
-    p = p * y + 2.13687468e-4f;
-    p = p * y + 2.11566244e-3f;
-    p = p * y + 2.22223196e-2f;
+    vec p = y * 2.78311727e-5f + 2.05672128e-4f;
+    p = p * y + 2.11859145e-3f;
+    p = p * y + 2.22219452e-2f;
     p = p * y + 3.33333343e-1f;
     return y < NEAR ? p : sine * (sine - x * cosine) / (y * (sine * sine + y * FLOOR));
 }
@@ -125,6 +155,7 @@ inline vec slope(vec x, vec y, vec sine, vec cosine) {
 // Slopes of a block of keys, times their weights: sums over its keys and over all queries, channel by channel.
 inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
     int64_t begin = block * BLOCK, size = std::min<int64_t>(BLOCK, t.keys - begin);
+    const float* end = t.weight + t.b * t.rows * t.keys;
     for (int64_t c = 0; c < t.d; c++) {
         int64_t at = b * t.k.batch + c * t.k.channel + begin, own = (b * t.blocks() + block) * t.d + c;
         float radius = t.radius[c], by_key[BLOCK]{};
@@ -135,15 +166,20 @@ inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
             vec by_query[ROWS]{};
             for (int64_t j = 0; j < size; j += W) {
                 int count = int(std::min<int64_t>(W, size - j));
-                vec k = some(t.k.x + at + j, count), sin = some(t.k.sin + at + j, count);
-                vec cos = some(t.k.cos + at + j, count), total = load(by_key + j);
+                vec k = load(t.k.x + at + j), sin = load(t.k.sin + at + j), cos = load(t.k.cos + at + j);
+                vec total = load(by_key + j);
 #pragma GCC unroll 4
                 for (int r = 0; r < ROWS; r++) {
                     if (r >= here) break;
-                    vec weight = some(t.weight + (b * t.rows + row + r) * t.keys + begin + j, count);
+                    const float* weights = t.weight + (b * t.rows + row + r) * t.keys + begin + j;
+                    vec weight = weights + W <= end ? load(weights) : load_some(weights, count);
                     vec gap = q.x[r] - k, x = gap * radius;
                     vec sine = q.sin[r] * cos - q.cos[r] * sin, cosine = q.cos[r] * cos + q.sin[r] * sin;
                     vec change = slope(x, x * x, sine, cosine) * x * weight;
+                    if (count < W) {  // what lies beyond the tile may be anything, NaN too
+                        change = lanes() < count ? change : vec{};
+                        gap = lanes() < count ? gap : vec{};
+                    }
                     by_query[r] += change;
                     total += change;
                     by_radius += change * gap;
@@ -161,12 +197,18 @@ inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
 
 extern "C" {
 
+// Grows with every change of what Python hands over.
 int64_t tsla_abi() {
-    return sizeof(tsla::Tile);
+    return sizeof(tsla::Tile) + sizeof(tsla::Angles);
 }
 
 int64_t tsla_block() {
     return tsla::BLOCK;
+}
+
+void tsla_waves(const tsla::Angles* angles) {
+#pragma omp parallel for num_threads(angles->threads)
+    for (int64_t task = 0; task < angles->b * angles->d; task++) tsla::make_waves(*angles, task);
 }
 
 void tsla_log_sinc(const tsla::Tile* tile) {

@@ -26,6 +26,27 @@ class Tile(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Angles(ctypes.Structure):
+    """The arguments of a call for waves."""
+
+    _fields_ = [
+        ("source", ctypes.c_void_p), ("radius", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "channel", "token")),
+        *((name, ctypes.c_void_p) for name in _WAVES),
+        *((name, ctypes.c_int64) for name in ("b", "d", "count", "ld", "threads")),
+    ]  # fmt: skip
+
+
+def waves(x: Tensor, radius: Tensor, gap: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `tsla.ops.sinc.waves`, in float32; `gap` numbers of any value after each channel."""
+    (b, d, count), radius = x.shape, radius.contiguous()
+    made = tuple(x.new_empty(b, d, count + gap) for _ in range(3))
+    where = (x.data_ptr(), radius.data_ptr(), *x.stride(), *(part.data_ptr() for part in made))
+    _library().tsla_waves(ctypes.byref(Angles(*where, b, d, count, count + gap, torch.get_num_threads())))
+    one, two, three = (part[..., :count] for part in made)
+    return one, two, three
+
+
 def log_sinc(q: tuple[Tensor, ...], k: tuple[Tensor, ...], radius: Tensor) -> Tensor:
     """As `tsla.ops.sinc.log_sinc`, in float32."""
     tile = _tile(q, k, radius)
@@ -70,6 +91,6 @@ def _waves(parts: tuple[Tensor, ...], place: int) -> _Waves:
 def _library() -> Any:
     library = load("sinc")
     library.tsla_abi.restype = library.tsla_block.restype = ctypes.c_int64
-    if library.tsla_abi() != ctypes.sizeof(Tile):
+    if library.tsla_abi() != ctypes.sizeof(Tile) + ctypes.sizeof(Angles):
         raise NativeError("the library sinc and tsla.kernels.cpu.sinc disagree about their struct")
     return library
