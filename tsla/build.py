@@ -93,12 +93,16 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
     )  # fmt: skip
     if spec.target == "tokens":
         return TokenClassifier(encoder, num_classes=spec.outputs, dropout=model.dropout)
-    return SequenceClassifier(encoder, num_classes=spec.outputs, pool=model.pool, dropout=model.dropout)
+    return SequenceClassifier(
+        encoder, num_classes=spec.outputs, pool=model.pool, pairs=spec.pairs, dropout=model.dropout
+    )
 
 
 def _vision(model: VisionConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) -> VisionTransformer:
     if len(spec.image) != 2:
         raise ValueError(f"model=vision needs a task of images, which {spec.name} is not")
+    if spec.pairs:
+        raise ValueError(f"model=vision looks at one image, and rows of {spec.name} have two")
     if spec.target == "tokens":
         raise ValueError(f"model=vision gives one answer per image, and {spec.name} asks for one per pixel")
     return VisionTransformer(
@@ -158,7 +162,7 @@ def build_loaders(
         training = split == "train"
         rows = Rows(task.split(split), task.spec, packed=training and config.task.packing)
         batches = LengthBatches(
-            rows.lengths, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
+            rows.padded, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
             world=world, drop_uneven=training,
         )  # fmt: skip
         if (count := len(batches.cuts) - 1) < world:
@@ -216,7 +220,7 @@ def load_initial(model: Model, spec: TaskSpec, folder: Path) -> None:
     saved = parse_spec(read_model_config(folder).get("task"), problems)
     if saved is None:
         raise ConfigError([f"{folder / 'config.json'}: {problem}" for problem in problems])
-    same = (saved.target, saved.outputs, saved.names) == (spec.target, spec.outputs, spec.names)
+    same = all(getattr(saved, name) == getattr(spec, name) for name in ("target", "outputs", "names", "pairs"))
     load_weights(model, folder, keep=() if same else ("head.", "classifier.head."))
 
 

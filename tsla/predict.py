@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from tsla.config.tasks import FilesConfig
 from tsla.evaluation.evaluate import answers_of
 from tsla.tasks import tables
 from tsla.tasks.base import TaskSpec
-from tsla.tasks.encoding import encode
+from tsla.tasks.encoding import Array, encode_inputs
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.training.checkpoints import load_weights
 from tsla.training.hardware import pick_device
@@ -63,7 +62,7 @@ def predict(
         load_weights(model, best)
     values, files, place = _read_inputs(source, config, column)
     most = config.task.max_length if isinstance(config.task, FilesConfig) else None
-    rows = tables.each(values, lambda value: encode(spec, value, max_length=most), place)
+    rows = tables.each(values, lambda value: encode_inputs(spec, value, max_length=most), place)
     _check_lengths(rows, config, spec, place)
     outputs = _outputs(model, spec, rows, batch_tokens, config.trainer.accelerator)
     records = [{"row": number, **({"file": name} if name else {}), **_record(spec, output)}
@@ -122,28 +121,32 @@ def _usual(names: list[str], config: Config, source: Path) -> str:
     raise ValueError(f"{source} has the columns {', '.join(map(repr, names))}: say by column= which one it is")
 
 
-def _check_lengths(rows: Sequence[np.ndarray[Any, Any]], config: Config, spec: TaskSpec, place: str) -> None:
+def _check_lengths(rows: Sequence[list[Array]], config: Config, spec: TaskSpec, place: str) -> None:
     if isinstance(config.model, VisionConfig):
         height, width = spec.image
-        for number, row in enumerate(rows, 1):
-            if len(row) != height * width:
-                raise ValueError(f"{place}, row {number}: {len(row)} pixels, but this model looks at images of "
+        for number, (pixels,) in enumerate(rows, 1):
+            if len(pixels) != height * width:
+                raise ValueError(f"{place}, row {number}: {len(pixels)} pixels, but this model looks at images of "
                                  f"{height} x {width} (model=vision)")  # fmt: skip
         return
     if config.model.positions != "learned":
         return
     for number, row in enumerate(rows, 1):
-        if len(row) > spec.max_length:
-            raise ValueError(f"{place}, row {number}: {len(row)} steps, but this model learnt positions up to "
+        if (longest := max(map(len, row))) > spec.max_length:
+            raise ValueError(f"{place}, row {number}: {longest} steps, but this model learnt positions up to "
                              f"{spec.max_length} (model.positions=learned)")  # fmt: skip
 
 
 def _outputs(
-    model: nn.Module, spec: TaskSpec, rows: Sequence[np.ndarray[Any, Any]], batch_tokens: int, accelerator: str
+    model: nn.Module,
+    spec: TaskSpec,
+    rows: Sequence[list[Array]],
+    batch_tokens: int,
+    accelerator: str,
 ) -> list[Tensor]:
     """What the model gives each row, in order."""
     loaded = Rows(_dataset(spec, rows), spec)
-    loader = Loader(loaded, LengthBatches(loaded.lengths, batch_tokens, seed=None))
+    loader = Loader(loaded, LengthBatches(loaded.padded, batch_tokens, seed=None))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch, answers in answers_of(model, loader, Objective(spec), pick_device(accelerator)):
         for place, row in enumerate(batch.rows.tolist()):
@@ -152,15 +155,17 @@ def _outputs(
     return found
 
 
-def _dataset(spec: TaskSpec, rows: Sequence[np.ndarray[Any, Any]]) -> Dataset:
+def _dataset(spec: TaskSpec, rows: Sequence[list[Array]]) -> Dataset:
     """Rows as a task has them, each with a target that is never looked at."""
     kinds = {"class": Value("int64"), "labels": List(Value("uint8")), "numbers": List(Value("float32")),
              "tokens": List(Value("int32"))}  # fmt: skip
-    name, kind = ("input_ids", "uint32") if spec.channels is None else ("values", "float64")
+    kind = "uint32" if spec.channels is None else "float64"
+    names = ["values" if spec.channels else "input_ids", "input_ids_2"][: 1 + bool(spec.pairs)]
     width = {"class": 0, "tokens": 1}.get(spec.target, spec.outputs)
-    labels = [[0] * (len(row) if spec.target == "tokens" else width) if width else 0 for row in rows]
-    data = {name: [row.reshape(-1) for row in rows], "label": labels}
-    return Dataset.from_dict(data, features=Features({name: List(Value(kind)), "label": kinds[spec.target]}))
+    data: dict[str, list[Any]] = {name: [row[at].reshape(-1) for row in rows] for at, name in enumerate(names)}
+    data["label"] = [[0] * (len(row[0]) if spec.target == "tokens" else width) if width else 0 for row in rows]
+    features = Features({**{name: List(Value(kind)) for name in names}, "label": kinds[spec.target]})
+    return Dataset.from_dict(data, features=features)
 
 
 def _record(spec: TaskSpec, output: Tensor) -> dict[str, Any]:

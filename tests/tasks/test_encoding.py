@@ -8,7 +8,7 @@ import train_runs as runs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsla.tasks.encoding import decode, encode, numbers, shorten
+from tsla.tasks.encoding import decode, encode, encode_inputs, numbers, shorten
 from tsla.tasks.listops_grammar import TOKENS
 
 BYTES = runs.spec(257, inputs="bytes")
@@ -144,3 +144,18 @@ def test_what_is_no_number(value):
 def test_errors_show_little_of_a_long_value():
     for value in ("x" * 10**6, list(range(10**5)), np.zeros(10**5), b"y" * 10**6, json.loads("[[1]]")):
         assert len(shorten(value)) <= 40
+
+
+def test_a_pair_is_two_inputs():
+    spec = runs.spec(257, inputs="bytes")._replace(pairs="nli")
+    for value in (["ab", "c"], ("ab", "c"), "ab\tc", b"ab\tc"):
+        one, two = encode_inputs(spec, value)
+        assert one.tolist() == [98, 99] and two.tolist() == [100]
+    assert [row.tolist() for row in encode_inputs(spec, "abc\tdef", max_length=1)] == [[98], [101]]
+    assert [row.tolist() for row in encode_inputs(spec._replace(pairs=""), "ab")] == [[98, 99]]
+    assert encode_inputs(spec, b"\xff\t\x00")[0].tolist() == [256]
+    for wrong in ("abc", "a\tb\tc", ["a"], 7):
+        with pytest.raises(ValueError, match=r"must be two: a list of two, or a text with one tab between them$"):
+            encode_inputs(spec, wrong)
+    with pytest.raises(ValueError, match=r"^input \(''\) is empty"):
+        encode_inputs(spec, "abc\t")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tsla.tasks.base import IGNORE
 from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
+from tsla.tasks.store import load_split, save_split
 
 FEATURES = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
 SPEC = runs.spec(256, 1000)
@@ -175,15 +176,51 @@ def test_bytes_up_to_255():
 
 def test_rows_are_held_as_bytes():
     rows = Rows(DATA, SPEC)
-    assert rows.values.dtype == np.uint8 and rows.values.size == sum(LENGTHS)
-    held = sum(x.nbytes for x in vars(rows).values() if isinstance(x, np.ndarray))
-    assert held == sum(LENGTHS) + 8 * (3 * len(LENGTHS) + 1)  # offsets, lengths and labels
+    (inputs,) = rows.inputs
+    assert [piece.dtype for piece in inputs.pieces] == [np.uint8] and inputs.pieces[0].size == sum(LENGTHS)
+    held = sum(x.nbytes for own in (rows, inputs) for x in vars(own).values() if isinstance(x, np.ndarray))
+    assert held == 8 * 5 * len(LENGTHS)  # pieces, starts, lengths twice, and labels
 
 
 def test_rows_on_disk_stay_there(tmp_path):
     DATA.save_to_disk(str(tmp_path / "rows"))
     rows = Rows(load_from_disk(str(tmp_path / "rows")), SPEC)
-    assert not rows.values.flags.owndata and not rows.values.flags.writeable
+    assert not any(piece.flags.owndata or piece.flags.writeable for piece in rows.inputs[0].pieces)
+
+
+def test_pieces_of_a_file_are_not_put_together(tmp_path):
+    """They may be more than fits into memory."""
+    save_split(tmp_path, "train", [{"input_ids": [np.arange(5, dtype=np.uint8)] * 3, "label": np.arange(3)}] * 4)
+    rows = Rows(load_split(tmp_path, "train"), SPEC)
+    assert [len(piece) for piece in rows.inputs[0].pieces] == [15] * 4
+    assert not any(piece.flags.owndata or piece.flags.writeable for piece in rows.inputs[0].pieces)
+    assert rows.__getitems__([11, 0, 4]).targets.tolist() == [2, 0, 1]
+
+
+PAIR = SPEC._replace(pairs="nli")
+TWO = Dataset.from_dict(
+    {"input_ids": [[1, 2], [3], [4, 5, 6]], "input_ids_2": [[7], [8, 9, 10, 11], [12]], "label": [0, 1, 0]},
+    features=Features({**FEATURES, "input_ids_2": List(Value("uint8"))}),
+)
+
+
+def test_two_inputs_of_a_row_are_two_rows_of_a_batch():
+    rows = Rows(TWO, PAIR)
+    assert rows.lengths.tolist() == [3, 5, 4] and rows.padded.tolist() == [4, 8, 6]
+    batch = rows.__getitems__([2, 1])
+    assert batch.inputs.tolist() == [[4, 5, 6, 0], [3, 0, 0, 0], [12, 0, 0, 0], [8, 9, 10, 11]]
+    assert batch.mask.sum(1).tolist() == [3, 1, 1, 4]
+    assert batch.targets.tolist() == [0, 1] and batch.rows.tolist() == [2, 1]
+    packed = Rows(TWO, PAIR, packed=True).__getitems__([2, 1])
+    assert packed.inputs.tolist() == [[4, 5, 6, 3, 12, 8, 9, 10, 11]]
+    assert packed.cu_seqlens.tolist() == [0, 3, 4, 5, 9] and packed.targets.tolist() == [0, 1]
+
+
+def test_rows_must_have_as_many_inputs_as_the_task():
+    with pytest.raises(ValueError, match=r"^rows have the inputs input_ids, input_ids_2, quiz needs 1$"):
+        Rows(TWO, SPEC._replace(name="quiz"))
+    with pytest.raises(ValueError, match=r"^rows have the inputs input_ids, quiz needs 2$"):
+        Rows(DATA, PAIR._replace(name="quiz"))
 
 
 @pytest.mark.parametrize("kind", ["shards", "slice", "selection", "joined", "shuffled", "one", "filtered"])

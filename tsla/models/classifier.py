@@ -1,4 +1,4 @@
-"""Sequence classification: an encoder, one vector per sequence, a linear head."""
+"""Sequence classification: an encoder, one vector per sequence, a head for one or for two of them."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from tsla.models.encoder import Encoder
 from tsla.ops.packing import groups, in_order, take
 
 POOLS = ("mean", "cls", "attention")
+PAIRS = ("", "concat", "nli")
 
 
 class Classified(NamedTuple):
@@ -18,8 +19,31 @@ class Classified(NamedTuple):
     aux: Tensor | None
 
 
+class PairHead(nn.Module):
+    """Logits of two sequences: a hidden layer over their vectors a and b, [a, b] or (arXiv 1705.02364) more of them.
+
+    Args:
+        dim: width of a vector, and of the hidden layer.
+        num_classes: width of the logits.
+        pairs: ``"concat"``, [a, b], or ``"nli"``, [a, b, a - b, a b].
+    """
+
+    def __init__(self, dim: int, num_classes: int, pairs: str) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.hidden = nn.Linear(dim * (2 if pairs == "concat" else 4), dim)
+        self.out = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, num_classes)`` of vectors ``(2 b, dim)``, those of all first sequences before the second ones."""
+        a, b = x.chunk(2)
+        vectors = [a, b] if self.pairs == "concat" else [a, b, a - b, a * b]
+        logits: Tensor = self.out(torch.relu(self.hidden(torch.cat(vectors, dim=-1))))
+        return logits
+
+
 class SequenceClassifier(nn.Module):
-    """One of `num_classes` for each sequence.
+    """One of `num_classes` for each sequence, or for each two of them.
 
     >>> model = SequenceClassifier(Encoder(vocab_size=256, dim=128, depth=2), num_classes=10)
     >>> logits = model(torch.randint(256, (4, 1000)))
@@ -28,16 +52,23 @@ class SequenceClassifier(nn.Module):
         encoder: makes the tokens that are pooled.
         num_classes: width of the logits.
         pool: ``"mean"`` over real tokens; ``"cls"``, a learned token put first; ``"attention"``, a learned weighting.
+        pairs: sequences are taken two by two, the first half of a batch with the second, and `PairHead` tells their
+            class by ``"concat"`` or ``"nli"``; empty: each sequence has its own.
         dropout: before the head.
 
     Raises:
-        ValueError: an unknown pool, or ``"cls"`` in a causal encoder, whose first token sees nothing, or in a grid.
+        ValueError: an unknown pool or way of pairs; ``"cls"`` in a causal encoder, whose first token sees nothing, or
+            in a grid.
     """
 
-    def __init__(self, encoder: Encoder, *, num_classes: int, pool: str = "mean", dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: Encoder, *, num_classes: int, pool: str = "mean", pairs: str = "", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool ({pool!r}) must be one of {', '.join(POOLS)}")
+        if pairs not in PAIRS:
+            raise ValueError(f"pairs ({pairs!r}) must be one of '', {', '.join(PAIRS[1:])}")
         if pool == "cls" and encoder.causal:
             raise ValueError(
                 "pool 'cls' puts a token first, where a causal encoder sees nothing: use mean or attention"
@@ -50,12 +81,13 @@ class SequenceClassifier(nn.Module):
         self.cls = nn.Parameter(torch.randn(encoder.dim) * encoder.dim**-0.5) if pool == "cls" else None
         self.score = nn.Linear(encoder.dim, 1, bias=False) if pool == "attention" else None
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.dim, num_classes)
+        self.head = PairHead(encoder.dim, num_classes, pairs) if pairs else nn.Linear(encoder.dim, num_classes)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits ``(b, num_classes)`` of ids ``(b, n)`` or values ``(b, n, input_dim)``; mask: True = real.
 
-        Padding may stand at either end; with pool ``"cls"``, whose token goes first, at the right one.
+        Of pairs there are half as many. Padding may stand at either end; with pool ``"cls"``, whose token goes first,
+        at the right one.
         """
         return self.run(tokens, mask).logits
 

@@ -97,7 +97,7 @@ class VisionTransformer(nn.Module):
             return x
         integers = not floating and not x.is_complex() and x.dtype != torch.bool
         if integers and shape == (count,) and self.levels is not None:
-            x, dtype = x.long(), self.classifier.head.weight.dtype
+            x, dtype = x.long(), next(self.classifier.head.parameters()).dtype
             # Elsewhere than on the CPU a look at them would wait for all the device has to do.
             known = x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling()
             if known and not 0 <= int(x.min()) <= int(x.max()) <= self.levels:

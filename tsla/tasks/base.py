@@ -7,6 +7,7 @@ from datasets import Dataset
 SPLITS = ("train", "val", "test")
 INPUTS = ("bytes", "tokens", "listops", "series")
 TARGETS = ("class", "labels", "numbers", "tokens")
+PAIRS = ("", "concat", "nli")
 PAD = 0  # the id every token table reserves for padding; it is never a real token
 IGNORE = -100  # the target of a token that is not scored
 
@@ -25,6 +26,8 @@ class TaskSpec(NamedTuple):
     channels: numbers at each step of a series; None for tokens.
     names: of the outputs; empty where they are their indices.
     image: height and width, if a row is the pixels of an image, row by row; its ids are grey levels, 1 the darkest.
+    pairs: of a row of two inputs, from which vectors a and b of the two its class is told: ``"concat"``, [a, b], or
+        ``"nli"``, [a, b, a - b, a b]; empty for a row of one input.
     input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
 
@@ -41,6 +44,7 @@ class TaskSpec(NamedTuple):
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     image: tuple[int, ...] = ()
+    pairs: str = ""
 
 
 def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
@@ -52,10 +56,11 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
         return None
     found = len(problems)
     for name, value in data.items():
-        if name in ("inputs", "target"):
-            allowed = INPUTS if name == "inputs" else TARGETS
+        if name in (choices := {"inputs": INPUTS, "target": TARGETS, "pairs": PAIRS}):
+            allowed = choices[name]
             if value not in allowed:
-                problems.append(f"task.{name} ({value!r}) must be one of {', '.join(allowed)}")
+                shown = ", ".join(one or "''" for one in allowed)
+                problems.append(f"task.{name} ({value!r}) must be one of {shown}")
         elif name == "name":
             if not isinstance(value, str):
                 problems.append(f"task.name ({value!r}) must be a text")
@@ -91,6 +96,7 @@ class Task(Protocol):
 
     - `input_ids` (list<unsigned int>, no padding, no id 0) or, for a series, `values` (list<float64 or float32>, step
       by step, not standardised)
+    - `input_ids_2`, of rows of two inputs, for which `spec.pairs` says so
     - `label`: int64; for labels list<uint8>, 1 where one applies; for numbers list<float64>, not standardised; for
       tokens list<int32> as long as `input_ids`, `IGNORE` where nothing is asked
     - any others: names of slices whose scores are told apart, a value for each row, or for each scored token (a list)

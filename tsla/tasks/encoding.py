@@ -51,6 +51,24 @@ def encode(spec: TaskSpec, value: object, *, max_length: int | None = None) -> A
     return row if max_length is None else row[:max_length]
 
 
+def encode_inputs(spec: TaskSpec, value: object, *, max_length: int | None = None) -> list[Array]:
+    """The one input of a raw row as `encode` makes it, or the two of a pair.
+
+    A pair is a list of two, or a text in which a tab stands between them.
+
+    Raises:
+        ValueError: as `encode`; what should be a pair and is none.
+    """
+    if not spec.pairs:
+        return [encode(spec, value, max_length=max_length)]
+    parts: Any = value
+    if isinstance(value, str | bytes):
+        parts = value.split("\t") if isinstance(value, str) else value.split(b"\t")
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        raise ValueError(f"input ({shorten(value)}) must be two: a list of two, or a text with one tab between them")
+    return [encode(spec, part, max_length=max_length) for part in parts]
+
+
 def decode(spec: TaskSpec, row: Array) -> str:
     """A row as a text to read: what `encode` was given, or as near as its kind allows.
 

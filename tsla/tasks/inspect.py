@@ -107,7 +107,10 @@ def _inputs(spec: TaskSpec, splits: dict[str, Rows]) -> list[RenderableType]:
         for place in range(min(spec.channels, LABELS)):
             table.add_row(str(place), f"{spec.input_mean[place]:.4g}", f"{spec.input_std[place]:.4g}")
         return [table]
-    seen = [set(np.unique(rows.values).tolist()) for rows in splits.values()]
+    seen = [
+        set().union(*(np.unique(piece).tolist() for one in rows.inputs for piece in one.pieces))
+        for rows in splits.values()
+    ]
     total = (spec.vocab_size or 1) - 1
     lines = f"{len(set().union(*seen))} of {total} {'bytes' if spec.inputs == 'bytes' else 'tokens'} occur"
     if new := (seen[1] | seen[2]) - seen[0]:
@@ -118,7 +121,10 @@ def _inputs(spec: TaskSpec, splits: dict[str, Rows]) -> list[RenderableType]:
 def _warnings(spec: TaskSpec, splits: dict[str, Rows]) -> list[RenderableType]:
     """What may make scores look better or worse than they are."""
     found: list[RenderableType] = []
-    inputs = {split: {_row(rows, row).tobytes() for row in range(len(rows))} for split, rows in splits.items()}
+    inputs = {
+        split: {b"|".join(one[row].tobytes() for one in rows.inputs) for row in range(len(rows))}
+        for split, rows in splits.items()
+    }
     for a, b in combinations(SPLITS, 2):
         if count := len(inputs[a] & inputs[b]):
             found.append(f"note: {count} inputs stand in {a} and in {b}")
@@ -142,28 +148,34 @@ def _table(*headings: str, title: str | None = None) -> Table:
 def _counts(spec: TaskSpec, rows: Rows) -> NDArray[np.int64]:
     if spec.target == "labels":
         return rows.targets.sum(0).astype(np.int64)
-    return np.bincount(rows.targets[rows.targets != IGNORE], minlength=spec.outputs)
+    targets = _all_targets(rows)
+    return np.bincount(targets[targets != IGNORE], minlength=spec.outputs)
 
 
 def _items(spec: TaskSpec, rows: Rows) -> int:
-    return int((rows.targets != IGNORE).sum()) if spec.target == "tokens" else len(rows)
+    return int((_all_targets(rows) != IGNORE).sum()) if spec.target == "tokens" else len(rows)
+
+
+def _all_targets(rows: Rows) -> NDArray[Any]:
+    """Classes of rows, or of all tokens."""
+    targets: NDArray[Any] = rows.targets.joined(range(len(rows))) if rows.spec.target == "tokens" else rows.targets
+    return targets
 
 
 def _name(spec: TaskSpec, place: int) -> str:
     return printable(spec.names[place], 40) if spec.names else str(place)
 
 
-def _row(rows: Rows, row: int) -> NDArray[Any]:
-    piece: NDArray[Any] = rows.values[rows.offsets[row] : rows.offsets[row + 1]]
-    return piece
-
-
 def _example(spec: TaskSpec, rows: Rows, row: int) -> str:
-    values = _row(rows, row)[:WIDTH]
-    if spec.channels is not None:
-        values = _unscaled(values, spec.input_mean, spec.input_std)
-    text = decode(spec, values)
-    return printable(text + " " * max(0, WIDTH + 1 - len(text)) if len(values) < rows.lengths[row] else text)
+    """A row's inputs as a text to read, each cut to its share of the width."""
+    shown = []
+    for one in rows.inputs:
+        values = one[row][:WIDTH]
+        text = decode(spec, values if spec.channels is None else values.reshape(-1, spec.channels))
+        cut = len(one[row]) > WIDTH
+        width = WIDTH // len(rows.inputs) - 3 * (len(rows.inputs) - 1)
+        shown.append(printable(text + " " * max(0, width + 1 - len(text)) if cut else text, width))
+    return " | ".join(shown)
 
 
 def _unscaled(values: NDArray[Any], mean: Any, std: Any) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """From rows to batches: rows of like length together under a budget of tokens, in an order fixed by seed and epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ BUCKETS = 16  # steps between the shortest and the longest row: finer pads less,
 class Batch(NamedTuple):
     """One batch of rows, padded; or packed, which is one row of them all and then n their tokens together.
 
-    inputs: token ids ``(b, n)`` int64, padded right with 0, or a series ``(b, n, channels)`` float32.
+    inputs: token ids ``(b, n)`` int64, padded right with 0, or a series ``(b, n, channels)`` float32. Of rows of two
+        inputs ``(2 b, n)``, as many masks, and bounds of 2 b packed rows: the first inputs of all, then the second.
     mask: ``(b, n)`` bool, True = real.
     targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, or token classes ``(b, n)`` int64; of
         packed rows ``(rows,)``, ``(rows, outputs)`` or ``(1, n)``.
@@ -45,8 +46,43 @@ class Batch(NamedTuple):
         return Batch(*(None if x is None else x.to(device, non_blocking=ahead) for x in self))  # type: ignore[arg-type]
 
 
+class Ragged:
+    """Rows of numbers, in the pieces that Arrow has mapped into memory, none of which is copied.
+
+    Args:
+        column: of lists.
+        width: numbers of a step; lengths count steps.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, width: int = 1) -> None:
+        self.pieces: list[Array] = []
+        piece, start, length = [], [], []
+        for place, chunk in enumerate(column.chunks or [pa.array([], column.type)]):
+            offsets = chunk.offsets.to_numpy().astype(np.int64)
+            self.pieces.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, *(width,) * (width > 1)))
+            start.append((offsets[:-1] - offsets[0]) // width)
+            length.append(np.diff(offsets) // width)
+            piece.append(np.full(len(chunk), place))
+        self.piece, self.start, self.lengths = (
+            np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (piece, start, length)
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> Array:
+        start = self.start[row]
+        return self.pieces[self.piece[row]][start : start + self.lengths[row]]
+
+    def joined(self, rows: Sequence[int]) -> Array:
+        """These rows, one after another."""
+        return np.concatenate([self[row] for row in rows] or [self.pieces[0][:0]])
+
+
 class Rows(TorchDataset[Batch]):
     """Rows in flat buffers, straight from Arrow (memory-mapped if the dataset is); fetched by the batch.
+
+    A batch of n rows of two inputs has 2 n rows: the first inputs of all, then the second ones.
 
     Args:
         data: columns as `tsla.tasks.base.Task` says.
@@ -57,35 +93,42 @@ class Rows(TorchDataset[Batch]):
     def __init__(self, data: Dataset, spec: TaskSpec, *, packed: bool = False) -> None:
         self.spec, self.packed = spec, packed
         table = data.with_format("arrow")[:]
-        names = set(table.column_names)
-        (column,) = names & {"input_ids", "values"}
-        width = spec.channels or 1
-        self.offsets, self.values = _ragged(table[column])
-        if spec.channels is not None:
-            self.values = _standardised(self.values.reshape(-1, width), spec.input_mean, spec.input_std)
-        self.offsets = self.offsets // width
-        self.lengths = np.diff(self.offsets)
-        self.targets = self._targets(table["label"])
+        columns = [name for name in ("input_ids", "values", "input_ids_2") if name in table.column_names]
+        self.inputs = [Ragged(table[name], spec.channels or 1) for name in columns]
+        if len(self.inputs) != 1 + bool(spec.pairs):
+            raise ValueError(f"rows have the inputs {', '.join(columns)}, {spec.name} needs {1 + bool(spec.pairs)}")
+        self.lengths = np.sum([one.lengths for one in self.inputs], axis=0)
+        self.targets: Any = self._targets(table["label"])
         self.slices: dict[str, list[Any]] = {
-            name: _flat(table[name].to_pylist()) for name in sorted(names - {column, "label"})
+            name: _flat(table[name].to_pylist()) for name in sorted({*table.column_names} - {*columns, "label"})
         }
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def padded(self) -> NDArray[np.int64]:
+        """Tokens that each row takes of a batch in which none is longer, ``(rows,)``."""
+        longest: NDArray[np.int64] = np.max([one.lengths for one in self.inputs], axis=0)
+        return longest * len(self.inputs)
+
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch: torch hands over all its indices at once."""
-        lengths = self.lengths[indices]
+        lengths = np.concatenate([one.lengths[indices] for one in self.inputs])
         cu_seqlens = scored = None
         if self.packed:
             mask = np.ones((1, int(lengths.sum())), dtype=bool)
             cu_seqlens = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
         else:
             mask = np.arange(int(lengths.max())) < lengths[:, None]
-        series = self.spec.channels is not None
-        inputs = self._placed(self.values, mask, indices, 0.0 if series else PAD, np.float32 if series else np.int64)
+        given = np.concatenate([one.joined(indices) for one in self.inputs])
+        if self.spec.channels is None:
+            inputs = _placed(given, mask, PAD, np.int64)
+        else:
+            given = given.reshape(-1, self.spec.channels)
+            inputs = _placed(_standardised(given, self.spec.input_mean, self.spec.input_std), mask, 0.0, np.float32)
         if self.spec.target == "tokens":
-            targets = self._placed(self.targets, mask, indices, IGNORE, np.int64)
+            targets = _placed(self.targets.joined(indices), mask, IGNORE, np.int64)
             scored = torch.from_numpy(np.flatnonzero(targets != IGNORE))
         else:
             targets = self.targets[indices]
@@ -96,30 +139,23 @@ class Rows(TorchDataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def _placed(self, flat: Array, mask: Array, indices: list[int], fill: float, kind: type) -> Array:
-        """Each row's piece of a flat buffer, in order where `mask` is True: padded, or packed into one row."""
-        placed = np.full((*mask.shape, *flat.shape[1:]), fill, dtype=kind)
-        placed[mask] = np.concatenate([flat[self.offsets[i] : self.offsets[i + 1]] for i in indices])
-        return placed
-
-    def _targets(self, column: pa.ChunkedArray) -> Array:
-        match self.spec.target:
-            case "class":
-                return column.to_numpy().astype(np.int64)
-            case "labels":
-                return _ragged(column)[1].reshape(-1, self.spec.outputs).astype(np.float32)
-            case "numbers":
-                values = _ragged(column)[1].reshape(-1, self.spec.outputs)
-                return _standardised(values, self.spec.target_mean, self.spec.target_std)
-            case _:
-                return _ragged(column)[1]
+    def _targets(self, column: pa.ChunkedArray) -> "Array | Ragged":
+        if self.spec.target == "class":
+            return column.to_numpy().astype(np.int64)
+        found = Ragged(column)
+        if self.spec.target == "tokens":
+            return found
+        values = found.joined(range(len(found))).reshape(-1, self.spec.outputs)
+        if self.spec.target == "labels":
+            return values.astype(np.float32)
+        return _standardised(values, self.spec.target_mean, self.spec.target_std)
 
 
-def _ragged(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Array]:
-    """Offsets and values of a column of lists."""
-    lists = column.combine_chunks()
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0], lists.flatten().to_numpy(zero_copy_only=False)
+def _placed(given: Array, mask: Array, fill: float, kind: type) -> Array:
+    """Rows, one after another, where `mask` is True: padded, or packed into one row."""
+    placed = np.full((*mask.shape, *given.shape[1:]), fill, dtype=kind)
+    placed[mask] = given
+    return placed
 
 
 def _standardised(values: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
