@@ -33,6 +33,10 @@ tsla trains and compares transformers with linear-cost attention.
                                   a trained softmax model with a linear mechanism
                                   in its place, which learns from its attention
   tsla distill resume=RUN_DIR     go on with that
+  tsla data list                  every task: source, licence, size
+  tsla data prepare|verify|baselines TASK [key=value ...]
+                                  make its rows ready, count them anew, score
+                                  trivial rules on them
   tsla data inspect PATH [key=value ...]
                                   what is in your files, and how to train on it
   tsla bench attention|model|decode [key=value ...]
@@ -315,26 +319,9 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _data(arguments: list[str]) -> int:
-    from tsla.config import ConfigError, compose
-    from tsla.config.options import as_argument
+    from tsla.data_command import data
 
-    match arguments:
-        case ["inspect", path]:
-            from tsla.inspect_data import look
-
-            text = look(Path(path))
-        case ["inspect", path, *rest]:
-            try:
-                config = compose(["experiment=files", as_argument("task.path", path), *(f"task.{a}" for a in rest)])
-            except ConfigError as error:
-                raise usage("these options do not work:", error) from None
-            from tsla.inspect_data import inspect
-
-            text = inspect(config)
-        case _:
-            raise UsageError("data takes: inspect PATH [key=value ...], the options those of task=files")
-    print(text)
-    return 0
+    return data(arguments)
 
 
 def _bench(arguments: list[str]) -> int:

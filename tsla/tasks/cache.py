@@ -6,12 +6,28 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from filelock import FileLock
 
+_BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
 KEY_FILE = "key.json"  # written last, so that a folder that has it is complete
+
+
+class NotBuilt(Exception):
+    """A folder that is not there, where none is to be built."""
+
+
+@contextmanager
+def only_built() -> Iterator[None]:
+    """In which `cached` takes what there is, and raises `NotBuilt` for what there is not."""
+    token = _BUILDS.set(False)
+    try:
+        yield
+    finally:
+        _BUILDS.reset(token)
 
 
 def cached(root: Path, task: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:
@@ -26,6 +42,8 @@ def cached(root: Path, task: str, key: Mapping[str, object], build: Callable[[Pa
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
     folder = Path(root) / task / hashlib.sha256(canonical.encode()).hexdigest()[:12]
     if not _complete(folder):  # a finished folder may lie on a read-only disk: no lock is taken for it
+        if not _BUILDS.get():
+            raise NotBuilt(str(folder))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not _complete(folder):

@@ -71,7 +71,7 @@ def train_command(name: str, arguments: Sequence[str], lengths: Sequence[int]) -
 
 
 def _split_table(splits: dict[str, Rows]) -> Table:
-    table = _table("", "rows", "steps", *PERCENTILES)
+    table = new_table("", "rows", "steps", *PERCENTILES)
     for split, rows in splits.items():
         quantiles = np.percentile(rows.lengths, list(PERCENTILES.values())).astype(int).tolist()
         table.add_row(split, f"{len(rows):,}", f"{int(rows.lengths.sum()):,}", *(f"{q:,}" for q in quantiles))
@@ -81,7 +81,9 @@ def _split_table(splits: dict[str, Rows]) -> Table:
 def _target_table(spec: TaskSpec, splits: dict[str, Rows]) -> Table:
     """Rows of each class or label, or what numbers are like."""
     if spec.target == "numbers":
-        table = _table("number", "mean", "deviation", *(f"{edge} in {s}" for s in SPLITS for edge in ("least", "most")))
+        table = new_table(
+            "number", "mean", "deviation", *(f"{edge} in {s}" for s in SPLITS for edge in ("least", "most"))
+        )
         for place in range(spec.outputs):
             mean, std = spec.target_mean[place], spec.target_std[place]
             found = [_unscaled(rows.targets[:, place], mean, std) for rows in splits.values()]
@@ -90,7 +92,9 @@ def _target_table(spec: TaskSpec, splits: dict[str, Rows]) -> Table:
         return table
     counts = {split: _counts(spec, rows) for split, rows in splits.items()}
     order = np.argsort(-counts["train"], kind="stable")
-    table = _table({"class": "class", "labels": "label"}.get(spec.target, "class of tokens"), *SPLITS, "share of train")
+    table = new_table(
+        {"class": "class", "labels": "label"}.get(spec.target, "class of tokens"), *SPLITS, "share of train"
+    )
     for place in order[:LABELS].tolist():
         share = counts["train"][place] / max(_items(spec, splits["train"]), 1)
         table.add_row(_name(spec, place), *(f"{counts[s][place]:,}" for s in SPLITS), f"{share:.1%}")
@@ -103,7 +107,7 @@ def _target_table(spec: TaskSpec, splits: dict[str, Rows]) -> Table:
 def _inputs(spec: TaskSpec, splits: dict[str, Rows]) -> list[RenderableType]:
     """The ids that occur, or the scale of each channel."""
     if spec.channels is not None:
-        table = _table("channel", "mean", "deviation", title="of the training rows")
+        table = new_table("channel", "mean", "deviation", title="of the training rows")
         for place in range(min(spec.channels, LABELS)):
             table.add_row(str(place), f"{spec.input_mean[place]:.4g}", f"{spec.input_std[place]:.4g}")
         return [table]
@@ -135,11 +139,12 @@ def _warnings(spec: TaskSpec, splits: dict[str, Rows]) -> list[RenderableType]:
     return found
 
 
-def _table(*headings: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """Without lines: the first column to the left, the others to the right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left", no_wrap=True)
-    return table
+        made.add_column(Text(heading), justify="right" if place else "left", no_wrap=True)
+    return made
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,29 @@
+"""Where the data of each task come from, under which licence, and how much there is; data/README.md tells more."""
+
+from typing import NamedTuple
+
+OURS = "MIT (ours)"
+
+
+class Facts(NamedTuple):
+    """Of a task, in a few words each.
+
+    source: what makes or ships the data.
+    licence: of the data.
+    size: rows of the training split x tokens of a row, as the task is by default.
+    """
+
+    source: str
+    licence: str
+    size: str
+
+
+FACTS = {
+    "listops": Facts("generated, as Long Range Arena does", OURS, "96,000 x 501-1,999"),
+    "listops_medium": Facts("generated", OURS, "96,000 x 201-499"),
+    "listops_short": Facts("generated", OURS, "96,000 x 21-99"),
+    "digits": Facts("scikit-learn", "BSD-3-Clause", "1,257 x 64"),
+    "mqar": Facts("generated, as Zoology does", OURS, "20,000 x 64"),
+    "mqar_mix": Facts("generated, as Based does", OURS, "180,000 x 64-256"),
+    "files": Facts("yours", "yours", ""),
+}
