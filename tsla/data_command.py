@@ -14,9 +14,8 @@ from tsla.usage import UsageError, usage
 if TYPE_CHECKING:
     from tsla.tasks.base import Task
 
-VERBS = ("list", "prepare", "verify", "baselines", "inspect")
-USAGE = ("data takes: list | prepare TASK | verify TASK | baselines TASK, each with options such as train_rows=1000, or "
-         "inspect PATH [key=value ...], the options those of task=files")  # fmt: skip
+USAGE = ("data takes: list | prepare TASK | verify TASK | baselines TASK, each with options such as train_rows=1000, "
+         "or inspect PATH [key=value ...], the options those of task=files")  # fmt: skip
 
 
 def data(arguments: list[str]) -> int:
