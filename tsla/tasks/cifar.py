@@ -128,8 +128,8 @@ class _Kind:
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
 
-    def __setstate__(self, state: object) -> None:
-        """The order of bytes and the like, which single bytes do not have."""
+    def __setstate__(self, _: object) -> None:
+        pass  # the order of bytes and the like, which single bytes do not have
 
 
 class _Array:
