@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_cases
 import pytest
 import torch
 import train_runs as runs
@@ -225,6 +226,7 @@ FEW = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"]
 ROWS = {
     "listops": FEW, "quickstart": FEW,
     "files": ["task.path=texts.csv"],
+    "smnist": ["task.path=idx"], "psmnist": ["task.path=idx"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 
@@ -233,12 +235,14 @@ ROWS = {
     ("experiment", "mixer"),
     [(name, "taylor") for name in EXPERIMENTS] + [("quickstart", mixer) for mixer in group_choices("mixer")],
 )
-def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, mixer):
+def test_every_experiment_trains_with_every_mixer(tmp_path_factory, monkeypatch, experiment, mixer):
     """Two steps on tiny data; what the experiment says of model, optimiser and trainer stands, but for the width."""
     rows = ROWS.get(experiment.split("_")[0], [])
     Path("texts.csv").write_text(
         "text,label\n" + "".join(f"number {n},{'odd' if n % 2 else 'even'}\n" for n in range(40))
     )
+    image_cases.installed(monkeypatch, Path.cwd())
+    image_cases.write_idx(Path("idx"))
     data = tmp_path_factory.getbasetemp() / "data"
     able = members("mixer")[mixer].directions
     way = [f"model.causal={str('causal' in able).lower()}"] if len(able) == 1 else []

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import image_cases
 import lightning as L
 import mixer_options
 import pytest
@@ -19,6 +20,7 @@ from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
 from tsla.run import initial_model
+from tsla.tasks.images import Images
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir
@@ -29,6 +31,11 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 
 
 VISION = ("model=vision",)
+
+IMAGE = ("task=image", "task.train_rows=40")
+CIFAR = (*IMAGE, "task.source=lra", "task.path=cifar")
+HUB = (*IMAGE, "task.source=hub", "task.hub_id=hub")
+GREY = ("task=fashion",)
 
 FILES = ("task=files", "task.path=own.jsonl")
 
@@ -42,6 +49,15 @@ def write_own_files() -> None:
             for n in range(first, first + 40)
         ]  # fmt: skip
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_images(patch: pytest.MonkeyPatch) -> None:
+    """Files of images, in the folder of the moment, under which Fashion-MNIST is as if installed."""
+    image_cases.installed(patch, Path.cwd())
+    image_cases.write_idx(Path("idx"), seed=1)
+    for seed, other in enumerate(("", "_other")):
+        image_cases.write_cifar(Path(f"cifar{other}"), seed=seed)
+        image_cases.write_hub(Path(f"hub{other}"), seed=seed)
 
 
 class Captured(Exception):
@@ -59,6 +75,13 @@ def data(config: Config) -> object:
     ]  # fmt: skip
     places = sorted(path.name for path in Path().iterdir())
     return task.spec, listed, [loader.num_workers for loader in loaders], places
+
+
+def source(config: Config) -> object:
+    """Which images will be asked for."""
+    task = build.build_task(config)
+    assert isinstance(task, Images)
+    return task.source.key
 
 
 def training(config: Config) -> object:
@@ -168,6 +191,33 @@ CASES: dict[str, dict[str, Case]] = {
         "packing": Case(data, ("false", "true")),
         "seed": Case(data, ("0", "1")),
     },
+    "ImageConfig": {
+        "name": Case(data, ("image",), IMAGE),
+        "packing": Case(data, ("false", "true"), IMAGE),
+        "source": Case(data, ("offline", "lra"), IMAGE, "task.source=lra needs task.path"),
+        "path": Case(data, ("cifar", "cifar_other", "null"), CIFAR, "task.source=lra needs task.path"),
+        "hub_id": Case(data, ("hub", "hub_other"), HUB),
+        "hub_revision": Case(source, ("null", "x"), HUB),
+        "kind": Case(data, ("tokens", "series"), IMAGE),
+        "order": Case(data, ("row", "snake", "hilbert", "permuted"), IMAGE),
+        "order_seed": Case(data, ("0", "1"), (*IMAGE, "task.order=permuted")),
+        "protocol": Case(data, ("default", "lra", "s4"), CIFAR),
+        "seed": Case(data, ("0", "1"), IMAGE),
+        "train_rows": Case(data, ("40", "41"), IMAGE),
+        "eval_rows": Case(data, ("null", "5"), IMAGE),
+    },
+    "GreyConfig": {
+        "name": Case(data, ("fashion", "smnist"), (*GREY, "task.path=idx")),
+        "packing": Case(data, ("false", "true"), GREY),
+        "path": Case(data, ("null", "idx"), GREY),
+        "side": Case(data, ("14", "28", "20"), GREY, "task.side (20) must be 28 or 14"),
+        "kind": Case(data, ("tokens", "series"), GREY),
+        "order": Case(data, ("row", "snake", "hilbert", "permuted"), GREY),
+        "order_seed": Case(data, ("0", "1"), (*GREY, "task.order=permuted")),
+        "seed": Case(data, ("0", "1"), GREY),
+        "train_rows": Case(data, ("null", "40"), GREY),
+        "eval_rows": Case(data, ("null", "5"), GREY),
+    },
     "EncoderConfig": {
         "name": Case(model, ("encoder", "vision", "based", "transnormer")),
         "dim": Case(model, ("16", "32")),
@@ -274,6 +324,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
         (tmp_path / str(at)).mkdir()
         monkeypatch.chdir(tmp_path / str(at))
         write_own_files()
+        if name in ("ImageConfig", "GreyConfig"):
+            write_images(monkeypatch)
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
             with pytest.raises((ValueError, OSError)) as caught:

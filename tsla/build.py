@@ -20,7 +20,7 @@ from tsla.config.schema import (
     VisionConfig,
     WandbLoggerConfig,
 )
-from tsla.config.tasks import DigitsConfig, FilesConfig, ListOpsConfig, MqarConfig, TaskOptions
+from tsla.config.tasks import DigitsConfig, FilesConfig, GreyConfig, ImageConfig, ListOpsConfig, MqarConfig, TaskOptions
 from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
@@ -29,6 +29,7 @@ from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
 from tsla.tasks.files import Files
+from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
@@ -48,6 +49,8 @@ def build_task(config: Config) -> Task:
             return ListOps(**_own(c), cache_dir=Path(config.data_dir))
         case DigitsConfig() as c:
             return Digits(seed=c.seed)
+        case ImageConfig() | GreyConfig() as c:
+            return Images(**_own(c), cache_dir=Path(config.data_dir))
         case MqarConfig() as c:
             return Mqar(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:

@@ -10,6 +10,7 @@ from tsla.config import GROUPS, ConfigError, compose, group_choices, members
 from tsla.config.compose import config_root
 from tsla.config.tasks import IMAGES
 from tsla.tasks.digits import Digits
+from tsla.tasks.images import SIDES, Images
 
 YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))
 EXPERIMENTS, MIXERS = group_choices("experiment"), group_choices("mixer")
@@ -104,7 +105,8 @@ def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
     for preset in PRESETS:
         own, made = content(f"model/{preset}.yaml"), asdict(compose([*arguments, f"model={preset}"]).model)
         assert own.items() <= made.items()
-        of_model = content(f"recipe/{name}_encoder.yaml").get("model", {}) if name == "digits" else {}
+        recipe = f"recipe/{name}_encoder.yaml"
+        of_model = content(recipe)["model"] if Path(recipe) in YAMLS else {}
         for key in plain.keys() - own.keys() - of_model.keys():
             assert made[key] == plain[key], key
     based = compose([*arguments, "model=based", "model.depth=10", "model.positions=learned"]).model
@@ -113,19 +115,37 @@ def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
     assert "leaves out mixer=softmax: choose one of gated_conv, taylor, window as mixer" in problem
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "digits"])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in (*IMAGES, "psmnist")])
 def test_a_vision_model_without_images_is_one_clear_problem(experiment):
     (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
     task = compose([f"experiment={experiment}", *NEEDS.get(experiment, ())]).task.name
-    assert problem == (f"model=vision needs a task of images (digits), which task={task} is not: "
+    assert problem == (f"model=vision needs a task of images ({', '.join(IMAGES)}), which task={task} is not: "
                        "choose another task or model=encoder")  # fmt: skip
 
 
 def test_tasks_of_images_are_those_that_say_so():
-    assert {"digits": Digits().spec.image} == IMAGES
     for task in group_choices("task"):
         arguments = ["experiment=digits", "model=vision", f"task={task}", *NEEDS.get(task, ())]
         assert compose(arguments).task.name if task in IMAGES else problems(*arguments)
+
+
+def test_config_and_task_agree_on_the_size_of_images():
+    assert set(IMAGES) == {"digits", *SIDES}
+    assert compose(["experiment=digits"]).task.image() == Digits().spec.image
+    for name, sides in SIDES.items():
+        for side in sides:
+            for order in ("row", "snake", "hilbert", "permuted"):
+                size = [] if name == "image" else [f"task.side={side}"]
+                own = compose([f"experiment={name}", *size, f"task.order={order}"]).task.image()
+                assert (own or ()) == Images(name=name, side=side, order=order).spec.image
+
+
+def test_pixels_in_another_order_are_no_image():
+    for arguments in (["psmnist"], ["image", "task.order=hilbert"], ["fashion", "task.order=snake"]):
+        assert problems(f"experiment={arguments[0]}", *arguments[1:], "model=vision") == [
+            "model=vision needs task.order=row: in another order the pixels are no image"
+        ]
+    assert compose(["experiment=smnist", "model=vision", "model.patch_size=4"]).task.image() == (28, 28)
 
 
 def test_values_keep_their_types():
@@ -249,6 +269,15 @@ COMBINATIONS = {
     "mixer.heads=3 mixer.value_dim=8 model.layers=[primal,taylor]": "mixer.heads (3) must divide model.dim (128)",
     "experiment=digits model=vision model.patch_size=3": "(3) must divide the images of task=digits, 8 x 8 pixels",
     "experiment=digits model=vision mixer=none model.dim=18": "model.dim (18) must be a multiple of 4 for sinusoidal",
+    "experiment=fashion model=vision model.patch_size=4": "(4) must divide the images of task=fashion, 14 x 14 pixels",
+    "task=fashion task.side=20": "task.side (20) must be 28 or 14",
+    "task=fashion task.order_seed=1": "task.order_seed (1) needs task.order=permuted, got row",
+    "task=image task.source=lra": "task.source=lra needs task.path: a folder with CIFAR-10",
+    "task=image task.path=x": "task.path (x) needs task.source=lra, got offline",
+    "task=image task.hub_id=x": "task.hub_id (x) needs task.source=hub, got offline",
+    "task=image task.hub_revision=x": "task.hub_revision (x) needs task.source=hub, got offline",
+    "task=image task.protocol=s4": "task.protocol=s4 is of Long Range Arena's images, and task.source=offline has",
+    "task=image task.source=hub task.protocol=lra task.seed=1": "task.seed (1) draws nothing: task.protocol=lra says",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
 }
 
@@ -274,6 +303,9 @@ EDGES = (
     "mixer=softmax model.depth=2 model.layers=[softmax,primal]",
     "experiment=digits model=vision model.patch_size=8 model.dim=24",
     "experiment=digits model=vision mixer=none model.dim=18 model.positions=learned",
+    "task=image task.source=lra task.path=x task.protocol=s4",
+    "task=image task.source=hub task.hub_id=x task.hub_revision=y task.seed=1",
+    "task=smnist task.path=x task.side=14 task.order=permuted task.order_seed=1",
     "trainer.max_steps=null trainer.max_minutes=1",
 )
 

@@ -8,7 +8,8 @@ from tsla.config.options import option
 
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
-IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
+GREY = ("fashion", "smnist")
+CIFAR = "uoft-cs/cifar10"  # on the Hub
 
 
 @dataclass
@@ -17,6 +18,10 @@ class TaskOptions:
 
     name: str = option("", "the task")
     packing: bool = option(False, "rows of a training batch stand one after another, not padded to the longest")
+
+    def image(self) -> tuple[int, int] | None:
+        """Height and width of the images that rows are; None if they are none."""
+        return None
 
 
 @dataclass
@@ -41,6 +46,52 @@ class DigitsConfig(TaskOptions):
 
     name: str = option("digits", "the task", choices=("digits",))
     seed: int = option(0, "of the split into train, val and test", low=0)
+
+    def image(self) -> tuple[int, int]:
+        return 8, 8
+
+
+@dataclass
+class PixelsConfig(TaskOptions):
+    """What tasks of images have in common that are read pixel by pixel."""
+
+    kind: str = option("tokens", "a pixel is a token (its grey value) or a number of a series",
+                       choices=("tokens", "series"))  # fmt: skip
+    order: str = option("row", "of the pixels: row by row, every other row backwards, along Hilbert's curve, or one "
+                        "random order", choices=("row", "snake", "hilbert", "permuted"))  # fmt: skip
+    order_seed: int = option(0, "of order=permuted", low=0)
+    seed: int = option(0, "of the draw of validation rows, apart from the run's seed", low=0)
+    train_rows: int | None = option(None, "rows of the training split, the first of a fixed shuffle; null: all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split, likewise", low=1)
+
+
+@dataclass
+class ImageConfig(PixelsConfig):
+    """Image of Long Range Arena, CIFAR-10 in grey, 32 by 32; offline, Fashion-MNIST in its place (image_fashion)."""
+
+    name: str = option("image", "the task", choices=("image",))
+    source: str = option("offline", "of the images: a substitute from a Debian package, CIFAR-10's own files, the Hub",
+                         choices=("offline", "lra", "hub"))  # fmt: skip
+    path: str | None = option(None, "for source=lra: a folder with CIFAR-10, the binary or the Python version")
+    hub_id: str = option(CIFAR, "for source=hub: the data set")
+    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    protocol: str = option("default", "which rows validate: a stratified tenth, the last tenth as in LRA, or the draw "
+                           "of S4", choices=("default", "lra", "s4"))  # fmt: skip
+
+    def image(self) -> tuple[int, int] | None:
+        return (32, 32) if self.order == "row" else None
+
+
+@dataclass
+class GreyConfig(PixelsConfig):
+    """Sequential Fashion-MNIST and MNIST; of the latter 5000 images come in a package (smnist_5k)."""
+
+    name: str = option("fashion", "which images", choices=GREY)
+    path: str | None = option(None, "a folder with the four idx files to read instead of the package's")
+    side: int = option(28, "pixels of a row: 28, or 14 by means of 2 by 2", low=14, high=28)
+
+    def image(self) -> tuple[int, int] | None:
+        return (self.side, self.side) if self.order == "row" else None
 
 
 @dataclass
@@ -80,4 +131,5 @@ class FilesConfig(TaskOptions):
     seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
 
 
-TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
+TaskConfig = ListOpsConfig | DigitsConfig | ImageConfig | GreyConfig | MqarConfig | FilesConfig
+IMAGES = ("digits", "image", "fashion", "smnist")  # tasks of images, as long as their pixels are read row by row

@@ -9,7 +9,16 @@ from tsla.config.schema import (
     VisionConfig,
     members,
 )
-from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig
+from tsla.config.tasks import (
+    CIFAR,
+    IMAGES,
+    FilesConfig,
+    GreyConfig,
+    ImageConfig,
+    ListOpsConfig,
+    MqarConfig,
+    PixelsConfig,
+)
 
 
 def find_problems(config: Config) -> list[str]:
@@ -26,6 +35,27 @@ def _task(config: Config) -> Iterator[str]:
             yield from _segments(task, split)
     if isinstance(task, FilesConfig):
         yield from _files(task)
+    if isinstance(task, PixelsConfig):
+        yield from _pixels(task)
+
+
+def _pixels(task: PixelsConfig) -> Iterator[str]:
+    if task.order_seed and task.order != "permuted":
+        yield f"task.order_seed ({task.order_seed}) needs task.order=permuted, got {task.order}"
+    if isinstance(task, GreyConfig) and task.side not in (14, 28):
+        yield f"task.side ({task.side}) must be 28 or 14"
+    if not isinstance(task, ImageConfig):
+        return
+    if task.source == "lra" and not task.path:
+        yield "task.source=lra needs task.path: a folder with CIFAR-10, the binary or the Python version"
+    for name, needed, default in (("path", "lra", None), ("hub_id", "hub", CIFAR), ("hub_revision", "hub", None)):
+        if task.source != needed and (value := getattr(task, name)) != default:
+            yield f"task.{name} ({value}) needs task.source={needed}, got {task.source}"
+    if task.protocol != "default" and task.source == "offline":
+        yield (f"task.protocol={task.protocol} is of Long Range Arena's images, and task.source=offline has others: "
+               "choose task.source lra or hub")  # fmt: skip
+    if task.protocol != "default" and task.seed:
+        yield f"task.seed ({task.seed}) draws nothing: task.protocol={task.protocol} says which rows validate"
 
 
 def _files(task: FilesConfig) -> Iterator[str]:
@@ -97,7 +127,10 @@ def _directions(config: Config) -> Iterator[str]:
 
 
 def _vision(config: Config, model: VisionConfig) -> Iterator[str]:
-    if (image := IMAGES.get(config.task.name)) is None:
+    image = config.task.image()
+    if image is None and config.task.name in IMAGES:
+        yield "model=vision needs task.order=row: in another order the pixels are no image"
+    elif image is None:
         yield (f"model=vision needs a task of images ({', '.join(IMAGES)}), which task={config.task.name} is not: "
                "choose another task or model=encoder")  # fmt: skip
     elif any(side % model.patch_size for side in image):

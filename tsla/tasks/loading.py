@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tsla.tasks.base import IGNORE, PAD, TaskSpec
 
 Array = NDArray[Any]
+PART = 2**20  # numbers standardised at a time
 BUCKETS = 16  # steps between the shortest and the longest row: finer pads less, coarser mixes rows more
 
 
@@ -159,7 +160,11 @@ def _placed(given: Array, mask: Array, fill: float, kind: type) -> Array:
 
 
 def _standardised(values: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    return ((values - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+    out = np.empty(values.shape, np.float32)
+    for at in range(0, len(values), PART):  # in float64, of which only one part is in memory
+        part = slice(at, at + PART)
+        out[part] = (values[part] - np.asarray(mean)) / np.asarray(std)
+    return out
 
 
 def _flat(values: list[Any]) -> list[Any]:
