@@ -90,7 +90,7 @@ def _listed() -> str:
             with suppress(NotBuilt), only_built():
                 lines = "  ".join(f"{rule} {score:.3f}" for rule, score in task.references().items())
         shown.add_row(name, *(Text(text) for text in (fact.source, fact.licence, fact.size, lines)))
-    return render([shown], width=150)
+    return render([shown], width=200)
 
 
 def _prepare(name: str, task: "Task") -> int:

@@ -47,7 +47,8 @@ def test_spec_fits_the_rows():
         data = task.split(split)
         assert data.features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
         loaded = Rows(data, task.spec)
-        assert set(loaded.lengths) == {64} and loaded.values.min() == 1 and loaded.values.max() == 17
+        (values,) = loaded.inputs[0].pieces
+        assert set(loaded.lengths) == {64} and values.min() == 1 and values.max() == 17
         assert set(loaded.targets) == set(range(10))
 
 

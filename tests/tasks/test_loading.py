@@ -278,16 +278,6 @@ def test_packed_rows_are_the_padded_ones_without_padding(target):
             assert batch.scored is None if target == "class" else torch.equal(batch.scored, places)
 
 
-@pytest.mark.parametrize("part", [1, 2, 5, 6, 7])
-def test_a_series_is_standardised_part_by_part(monkeypatch, part):
-    monkeypatch.setattr("tsla.tasks.loading.PART", part)
-    values = np.random.default_rng(0).normal(3, 2, (6, 2))
-    data = {"values": [values[:1].reshape(-1), values[1:].reshape(-1)], "label": [0, 1]}
-    spec = runs.spec(None, channels=2, input_mean=(1.0, 3.0), input_std=(2.0, 0.5))
-    found = Rows(Dataset.from_dict(data), spec).values
-    assert np.array_equal(found, ((values - [1, 3]) / [2, 0.5]).astype(np.float32))
-
-
 def test_packed_series():
     series = {"values": [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]], "label": [0, 1, 2]}
     spec = runs.spec(None, channels=1, input_mean=(1.0,), input_std=(2.0,))

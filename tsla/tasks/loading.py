@@ -15,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from tsla.tasks.base import IGNORE, PAD, TaskSpec
 
 Array = NDArray[Any]
-PART = 2**20  # numbers standardised at a time
 BUCKETS = 16  # steps between the shortest and the longest row: finer pads less, coarser mixes rows more
 
 
@@ -160,11 +159,7 @@ def _placed(given: Array, mask: Array, fill: float, kind: type) -> Array:
 
 
 def _standardised(values: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    out = np.empty(values.shape, np.float32)
-    for at in range(0, len(values), PART):  # in float64, of which only one part is in memory
-        part = slice(at, at + PART)
-        out[part] = (values[part] - np.asarray(mean)) / np.asarray(std)
-    return out
+    return ((values - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
 
 
 def _flat(values: list[Any]) -> list[Any]:
