@@ -9,7 +9,7 @@ from tsla.config.schema import (
     VisionConfig,
     members,
 )
-from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig
+from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig, RetrievalConfig, TextConfig
 
 
 def find_problems(config: Config) -> list[str]:
@@ -26,6 +26,22 @@ def _task(config: Config) -> Iterator[str]:
             yield from _segments(task, split)
     if isinstance(task, FilesConfig):
         yield from _files(task)
+    if isinstance(task, TextConfig | RetrievalConfig):
+        yield from _source(task)
+
+
+def _source(task: TextConfig | RetrievalConfig) -> Iterator[str]:
+    if task.source == "lra" and not task.path:
+        yield "task.path must be given for task.source=lra: the folder that holds the data"
+    if task.source != "lra" and task.path is not None:
+        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
+    for name in ("hub_id", "hub_revision"):
+        if task.source != "hub" and getattr(task, name) != getattr(type(task)(), name):
+            yield f"task.{name} ({getattr(task, name)}) needs task.source=hub, got {task.source}"
+    given = isinstance(task, RetrievalConfig) and task.source != "offline"
+    if given and task.seed and task.train_rows is None and task.eval_rows is None:
+        yield (f"task.seed ({task.seed}) changes nothing for task.source={task.source}, whose pairs are given, unless "
+               "task.train_rows or task.eval_rows takes some of them")  # fmt: skip
 
 
 def _files(task: FilesConfig) -> Iterator[str]:

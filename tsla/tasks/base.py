@@ -25,6 +25,7 @@ class TaskSpec(NamedTuple):
     channels: numbers at each step of a series; None for tokens.
     names: of the outputs; empty where they are their indices.
     image: height and width, if a row is the pixels of an image, row by row; its ids are grey levels, 1 the darkest.
+    towers: inputs of a row: 2 = documents to compare, the second in `input_ids_2`.
     input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
 
@@ -41,6 +42,7 @@ class TaskSpec(NamedTuple):
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     image: tuple[int, ...] = ()
+    towers: int = 1
 
 
 def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
@@ -62,6 +64,9 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
         elif name in ("outputs", "max_length") or (name in ("vocab_size", "channels") and value is not None):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 problems.append(f"task.{name} ({value!r}) must be a whole number of at least 1")
+        elif name == "towers":
+            if type(value) is not int or value not in (1, 2):
+                problems.append(f"task.towers ({value!r}) must be 1 or 2")
         elif name == "image":
             if not _is_image(value, data["max_length"]):
                 problems.append(f"task.image ({value!r}) must be [], or a height and a width in pixels whose product "
@@ -90,7 +95,7 @@ class Task(Protocol):
     `split` returns a `datasets.Dataset` with the columns
 
     - `input_ids` (list<unsigned int>, no padding, no id 0) or, for a series, `values` (list<float64 or float32>, step
-      by step, not standardised)
+      by step, not standardised); with two towers also `input_ids_2`, as `input_ids`
     - `label`: int64; for labels list<uint8>, 1 where one applies; for numbers list<float64>, not standardised; for
       tokens list<int32> as long as `input_ids`, `IGNORE` where nothing is asked
     - any others: names of slices whose scores are told apart, a value for each row, or for each scored token (a list)
