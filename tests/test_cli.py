@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import text_cases
 import torch
 import train_runs as runs
 
@@ -225,6 +226,7 @@ FEW = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"]
 ROWS = {
     "listops": FEW, "quickstart": FEW,
     "files": ["task.path=texts.csv"],
+    "r8": [], "text": ["task.max_length=60"], "retrieval": ["task.max_length=60"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 
@@ -233,7 +235,7 @@ ROWS = {
     ("experiment", "mixer"),
     [(name, "taylor") for name in EXPERIMENTS] + [("quickstart", mixer) for mixer in group_choices("mixer")],
 )
-def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, mixer):
+def test_every_experiment_trains_with_every_mixer(tmp_path_factory, monkeypatch, experiment, mixer):
     """Two steps on tiny data; what the experiment says of model, optimiser and trainer stands, but for the width."""
     rows = ROWS.get(experiment.split("_")[0], [])
     Path("texts.csv").write_text(
@@ -242,6 +244,7 @@ def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, 
     data = tmp_path_factory.getbasetemp() / "data"
     able = members("mixer")[mixer].directions
     way = [f"model.causal={str('causal' in able).lower()}"] if len(able) == 1 else []
+    text_cases.small(monkeypatch)
     status = runs.train(
         f"experiment={experiment}", f"mixer={mixer}", *way, *rows, f"data_dir={data}", "model.dim=16",
         "trainer.max_steps=2", "trainer.accelerator=cpu", "run_dir=run",

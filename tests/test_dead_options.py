@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import mixer_options
 import pytest
+import text_cases
 import train_runs as runs
 from mixer_options import Case, model
 from rich.console import Console
@@ -31,6 +32,12 @@ ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.tes
 VISION = ("model=vision",)
 
 FILES = ("task=files", "task.path=own.jsonl")
+R8, TEXT, PAIRS = ("task=r8",), ("task=text",), ("task=retrieval",)
+REVIEWS, PAPERS, HUB = (
+    ("task.source=lra", "task.path=aclImdb"),
+    ("task.source=lra", "task.path=aan"),
+    ("task.source=hub",),
+)
 
 
 def write_own_files() -> None:
@@ -42,6 +49,15 @@ def write_own_files() -> None:
             for n in range(first, first + 40)
         ]  # fmt: skip
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_texts() -> None:
+    """Reviews and pairs of papers, two of each, and a clone of a data set of the Hub."""
+    text_cases.papers(Path("aan"))
+    text_cases.papers(Path("other_aan"), seed=4)
+    text_cases.reviews(Path("aclImdb"))
+    text_cases.reviews(Path("other"), seed=5)
+    text_cases.hub(Path("imdb"))
 
 
 class Captured(Exception):
@@ -59,6 +75,12 @@ def data(config: Config) -> object:
     ]  # fmt: skip
     places = sorted(path.name for path in Path().iterdir())
     return task.spec, listed, [loader.num_workers for loader in loaders], places
+
+
+def pair_rows(config: Config) -> object:
+    """Rows of two documents."""
+    task = build.build_task(config)
+    return task.spec, [task.split(name).to_list() for name in ("train", "val", "test")]
 
 
 def training(config: Config) -> object:
@@ -163,6 +185,39 @@ CASES: dict[str, dict[str, Case]] = {
         "max_length": Case(data, ("null", "5"), FILES),
         "slices": Case(data, ("[]", "[part]"), FILES),
     },
+    "TextConfig": {
+        "name": Case(data, ("text", "r8"), TEXT),
+        "packing": Case(data, ("false", "true"), TEXT),
+        "source": Case(data, ("offline", "lra"), TEXT, "task.path must be given for task.source=lra"),
+        "path": Case(data, ("aclImdb", "other", "null"), (*TEXT, *REVIEWS), "task.path must be given"),
+        "hub_id": Case(data, ("imdb", "nowhere"), (*TEXT, *HUB), "the Hub does not give nowhere"),
+        "hub_revision": Case(data, ("null", "x"), TEXT, "task.hub_revision (x) needs task.source=hub, got offline"),
+        "protocol": Case(data, ("default", "lra"), TEXT),
+        "max_length": Case(data, ("4096", "50"), TEXT),
+        "train_rows": Case(data, ("null", "20", "30"), TEXT),
+        "eval_rows": Case(data, ("null", "3", "5"), TEXT),
+        "seed": Case(data, ("0", "1"), TEXT),
+    },
+    "R8Config": {
+        "name": Case(data, ("r8",), R8),
+        "packing": Case(data, ("false", "true"), R8),
+        "max_length": Case(data, ("512", "50"), R8),
+        "train_rows": Case(data, ("null", "20", "30"), R8),
+        "eval_rows": Case(data, ("null", "3", "5"), R8),
+        "seed": Case(data, ("0", "1"), R8),
+    },
+    "RetrievalConfig": {
+        "name": Case(pair_rows, ("retrieval",), PAIRS),
+        "packing": Case(data, ("false", "true"), PAIRS),
+        "source": Case(pair_rows, ("offline", "lra"), PAIRS, "task.path must be given for task.source=lra"),
+        "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.path must be given"),
+        "hub_id": Case(pair_rows, ("OpenNLPLab/lra", "x"), PAIRS, "task.hub_id (x) needs task.source=hub, got offline"),
+        "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
+        "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
+        "train_rows": Case(pair_rows, ("null", "20", "30"), PAIRS),
+        "eval_rows": Case(pair_rows, ("null", "3", "5"), PAIRS),
+        "seed": Case(pair_rows, ("0", "1"), PAIRS),
+    },
     "DigitsConfig": {
         "name": Case(data, ("digits",)),
         "packing": Case(data, ("false", "true")),
@@ -265,6 +320,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(L.Trainer, "fit", capture)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    text_cases.small(monkeypatch)
     monkeypatch.setattr("tsla.run._train_and_test", lambda *_, **__: None)
     case = CASES[name][leaf]
     key = (CLASSES[name][1] if name in CLASSES else "") + leaf
@@ -274,6 +331,7 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
         (tmp_path / str(at)).mkdir()
         monkeypatch.chdir(tmp_path / str(at))
         write_own_files()
+        write_texts()
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
             with pytest.raises((ValueError, OSError)) as caught:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from tsla.tasks.packages import Unavailable
+from tsla.tasks.sources import first_rows
 from tsla.tasks.text_sources import read_tables
 
 AAN_FILES = {"train": "new_aan_pairs.train.tsv", "val": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
@@ -81,8 +81,8 @@ def fetch_aan(hub_id: str, revision: str | None, scratch: Path) -> dict[str, Pat
     return {split: files[0] for split, files in found.items()}
 
 
-def read_aan(file: Path, split: str, chosen: NDArray[np.int64]) -> Iterator[Pair]:
-    """The chosen rows of a file, line by line, in its order.
+def read_aan(file: Path, split: str, limit: int | None, *seed: int) -> Iterator[Pair]:
+    """The rows of a file, line by line, in its order; of `limit` rows those that `first_rows` takes.
 
     A line has five cells between tabs, without quoting: label, two ids, two texts. It ends in LF or CRLF; a carriage
     return or anything else that others take for the end of a line belongs to the text.
@@ -91,7 +91,7 @@ def read_aan(file: Path, split: str, chosen: NDArray[np.int64]) -> Iterator[Pair
         ValueError: a line of another form, with its place, or another number of lines than the release has.
     """
     wanted = np.zeros(AAN_ROWS[split], bool)
-    wanted[chosen] = True
+    wanted[first_rows(len(wanted), limit, *seed)] = True
     count = 0
     with file.open("rb") as lines:
         for count, line in enumerate(lines, 1):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.packages import Unavailable
-from tsla.tasks.pairs import AAN_HUB, AAN_ROWS, Pair, aan_files, documents, fetch_aan, halves, read_aan
-from tsla.tasks.sources import check_source, first_rows
+from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan
+from tsla.tasks.sources import check_source
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.text_references import pair_lines
 from tsla.tasks.text_sources import byte_row
@@ -124,8 +124,8 @@ class Retrieval:
             files = self.files or fetch_aan(self.hub_id, self.hub_revision, scratch)
         except Unavailable as error:
             raise Unavailable(f"{error}. {WAYS}") from None
-        chosen = {s: first_rows(AAN_ROWS[s], self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
-        return "", ("unrelated", "cited"), {s: read_aan(files[s], s, chosen[s]) for s in SPLITS}
+        given = {s: read_aan(files[s], s, self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
+        return "", ("unrelated", "cited"), {**given}
 
     def _columns(self, pairs: Iterable[Pair], kept: list[tuple[int, int]]) -> Iterator[Columns]:
         """Rows, `PART` at a time; length of the longer document and label of each go to `kept`."""
