@@ -4,9 +4,9 @@ from math import log
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
 
 from tsla.tasks import text_references
+from tsla.tasks.store import save_split
 from tsla.tasks.text_references import class_lines, pair_lines
 
 
@@ -42,20 +42,28 @@ def test_runs_of_four_see_the_order_of_bytes():
     assert text_references._counts(rows[2:3], 4).sum() == 0 and text_references._counts(rows[:1], 4).sum() == 5
 
 
-def pairs(rows):
-    features = Features({"input_ids": List(Value("uint8")), "input_ids_2": List(Value("uint8")),
-                         "label": Value("int64")})  # fmt: skip
-    columns = [
-        [np.frombuffer(text.encode(), np.uint8) + 1 for text in column] for column in list(zip(*rows, strict=True))[:2]
-    ]
-    return Dataset.from_dict({"input_ids": columns[0], "input_ids_2": columns[1], "label": [row[2] for row in rows]},
-                             features=features)  # fmt: skip
+def store(folder, split, rows):
+    """Pairs on disk, in parts of 10."""
+    rows = [tuple(np.frombuffer(text.encode(), np.uint8) + np.uint8(1) for text in row[:2]) + row[2:] for row in rows]
+    save_split(folder, split, [
+        {"input_ids": [row[0] for row in part], "input_ids_2": [row[1] for row in part],
+         "label": np.array([row[2] for row in part])}
+        for part in (rows[at : at + 10] for at in range(0, len(rows), 10))
+    ])  # fmt: skip
 
 
-def test_the_cosine_of_words_tells_pairs_that_share_rare_ones():
-    train = pairs([(f"the rare{n} thing", f"the own rare{n if n % 2 else n + 50}", n % 2) for n in range(40)])
-    test = pairs([(f"the rare{n} thing", f"the own rare{n if n % 2 else n + 20}", n % 2) for n in range(21)])
-    assert pair_lines(train, test) == {"majority": pytest.approx(11 / 21), "tf-idf cosine": 1.0}
+def test_the_cosine_of_words_tells_pairs_that_share_rare_ones(tmp_path):
+    store(tmp_path, "train", [(f"rare{n} é", f"own rare{n if n % 2 else n + 50}", n % 2) for n in range(40)])
+    store(tmp_path, "test", [(f"rare{n} é", f"own rare{n if n % 2 else n + 20}", n % 2) for n in range(21)])
+    assert pair_lines(tmp_path, 40) == {"majority": pytest.approx(11 / 21), "tf-idf cosine": 1.0}
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 25])
+def test_pairs_are_taken_from_everywhere(tmp_path, step):
+    rows = [(f"a{n}", f"é{n}", n % 2) for n in range(33)]
+    store(tmp_path, "train", rows)
+    found = list(text_references._pairs(tmp_path / "train.arrow", step))
+    assert [row for part in found for row in zip(*part, strict=True)] == rows[::step]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,16 +1,27 @@
 """Scores of trivial rules on texts: naive Bayes on pieces of a few bytes, and the likeness of two bags of words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
 Rows = Sequence[NDArray[np.uint8]]
+
+
+class Pairs(NamedTuple):
+    """Pairs of texts, and the label of each."""
+
+    first: list[str]
+    second: list[str]
+    labels: NDArray[np.int64]
+
 
 HASH_BITS = 18  # of the table that pieces are counted in
 CHUNK = 2_000  # rows that are counted together
@@ -31,18 +42,22 @@ def class_lines(train: Rows, labels: NDArray[np.int64], test: Rows, expected: ND
     return dict(sorted(lines.items(), key=lambda line: line[1]))
 
 
-def pair_lines(train: Dataset, test: Dataset) -> dict[str, float]:
+def pair_lines(folder: Path, train_rows: int) -> dict[str, float]:
     """Test accuracy of the commoner answer, and of a threshold on the cosine of tf-idf vectors, in rising order.
 
     The threshold is the one that is right most often on training pairs; words count by how few of these have them.
+
+    Args:
+        folder: with `train.arrow` and `test.arrow`, as `save_split` writes them.
+        train_rows: how many the former has.
     """
-    train = train.select(range(0, len(train), -(-len(train) // PAIRS)))  # some from everywhere
-    words = TfidfVectorizer().fit([*_texts(train, "input_ids"), *_texts(train, "input_ids_2")])
-    labels, expected = (np.array(data["label"][:]) for data in (train, test))
-    least = _best_threshold(_cosines(words, train), labels)
+    train = list(_pairs(folder / "train.arrow", -(-train_rows // PAIRS)))  # some from everywhere
+    words = TfidfVectorizer().fit([text for part in train for text in (*part.first, *part.second)])
+    least = _best_threshold(*_scored(words, train))
+    scores, expected = _scored(words, _pairs(folder / "test.arrow"))
     lines = {
-        "majority": float(np.mean(expected == np.bincount(labels).argmax())),
-        "tf-idf cosine": float(np.mean((_cosines(words, test) >= least) == expected)),
+        "majority": float(np.mean(expected == np.bincount(np.concatenate([part.labels for part in train])).argmax())),
+        "tf-idf cosine": float(np.mean((scores >= least) == expected)),
     }
     return dict(sorted(lines.items(), key=lambda line: line[1]))
 
@@ -65,20 +80,31 @@ def _counts(rows: Rows, size: int) -> csr_matrix:
     return csr_matrix((np.ones(ends[-1], np.float32), np.concatenate(pieces), ends), shape=(len(rows), table))
 
 
-def _texts(data: Dataset, column: str) -> list[str]:
-    rows = data.with_format("arrow")[:][column].combine_chunks()
+def _pairs(file: Path, step: int = 1) -> Iterator[Pairs]:
+    """Every `step`-th pair, a batch of the file at a time; read and not mapped, so that what is done leaves memory."""
+    place = 0
+    with pa.OSFile(str(file)) as source:
+        for batch in pa.ipc.open_stream(source):
+            rows = batch.take(pa.array(np.arange(-place % step, len(batch), step)))
+            place += len(batch)
+            if len(rows):
+                yield Pairs(_texts(rows["input_ids"]), _texts(rows["input_ids_2"]), rows["label"].to_numpy())
+
+
+def _texts(rows: pa.ListArray) -> list[str]:
     ends = rows.offsets.to_numpy() - rows.offsets[0].as_py()
     flat = (rows.flatten().to_numpy() - np.uint8(1)).tobytes()
     return [flat[start:end].decode("utf-8", "replace") for start, end in pairwise(ends)]
 
 
-def _cosines(words: TfidfVectorizer, data: Dataset) -> NDArray[np.float64]:
-    found = [np.zeros(0)]
-    for part in _parts(len(data)):
-        pairs = data.select(range(*part.indices(len(data))))
-        one, other = (words.transform(_texts(pairs, column)) for column in ("input_ids", "input_ids_2"))
-        found.append(np.asarray(one.multiply(other).sum(1)).ravel())
-    return np.concatenate(found)
+def _scored(words: TfidfVectorizer, found: Iterable[Pairs]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The cosine of each pair, and its label."""
+    scores, labels = [], []
+    for part in found:
+        first, second = words.transform(part.first), words.transform(part.second)
+        scores.append(np.asarray(first.multiply(second).sum(1)).ravel())
+        labels.append(part.labels)
+    return np.concatenate(scores), np.concatenate(labels)
 
 
 def _best_threshold(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
