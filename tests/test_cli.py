@@ -8,6 +8,7 @@ from pathlib import Path
 
 import image_cases
 import pytest
+import text_cases
 import torch
 import train_runs as runs
 
@@ -227,6 +228,7 @@ ROWS = {
     "listops": FEW, "quickstart": FEW,
     "files": ["task.path=texts.csv"],
     "smnist": ["task.path=idx"], "psmnist": ["task.path=idx"],
+    "r8": [], "text": ["task.max_length=60"], "retrieval": ["task.max_length=60"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 
@@ -246,6 +248,7 @@ def test_every_experiment_trains_with_every_mixer(tmp_path_factory, monkeypatch,
     data = tmp_path_factory.getbasetemp() / "data"
     able = members("mixer")[mixer].directions
     way = [f"model.causal={str('causal' in able).lower()}"] if len(able) == 1 else []
+    text_cases.small(monkeypatch)
     status = runs.train(
         f"experiment={experiment}", f"mixer={mixer}", *way, *rows, f"data_dir={data}", "model.dim=16",
         "trainer.max_steps=2", "trainer.accelerator=cpu", "run_dir=run",

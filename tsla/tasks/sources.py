@@ -1,0 +1,24 @@
+"""Where rows of a task may come from, and which of them are taken."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+SOURCES = ("offline", "lra", "hub")
+
+
+def check_source(source: str, path: object, *, train_rows: int | None, eval_rows: int | None, seed: int) -> None:
+    """Raise ValueError unless the options that such tasks share go together."""
+    if source not in SOURCES:
+        raise ValueError(f"source ({source!r}) must be one of {', '.join(SOURCES)}")
+    if (path is None) == (source == "lra"):
+        raise ValueError(f"path ({path}) must be given for source=lra, and for no other: source is {source}")
+    for name, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
+        if rows is not None and rows < 1:
+            raise ValueError(f"{name} ({rows}) must be at least 1, or None for all")
+    if seed < 0:
+        raise ValueError(f"seed ({seed}) must be at least 0")
+
+
+def first_rows(count: int, limit: int | None, *seed: int) -> NDArray[np.int64]:
+    """The first `limit` of `count` rows in an order that `seed` fixes, so that fewer are always among more."""
+    return np.random.default_rng(seed).permutation(count)[:limit]
