@@ -230,8 +230,7 @@ def test_what_cannot_be_made(options, message):
 def test_pairs_are_compared_in_one_of_two_ways():
     with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of concat, nli$"):
         Retrieval(pairs="sum")
-    problems = []
-    assert (
-        parse_spec({**TaskSpec("x", "bytes", "class", 2, 5, vocab_size=9)._asdict(), "pairs": "sum"}, problems) is None
-    )
+    problems: list[str] = []
+    spec = {"name": "x", "inputs": "bytes", "target": "class", "outputs": 2, "max_length": 4, "vocab_size": 257}
+    assert parse_spec({**spec, "pairs": "sum"}, problems) is None
     assert problems == ["task.pairs ('sum') must be one of '', concat, nli"]
