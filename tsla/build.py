@@ -20,7 +20,7 @@ from tsla.config.schema import (
     VisionConfig,
     WandbLoggerConfig,
 )
-from tsla.config.tasks import DigitsConfig, FilesConfig, ListOpsConfig, MqarConfig, TaskOptions
+from tsla.config.tasks import DigitsConfig, FilesConfig, ListOpsConfig, MqarConfig, PathfinderConfig, TaskOptions
 from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
@@ -32,6 +32,7 @@ from tsla.tasks.files import Files
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
+from tsla.tasks.pathfinder import Pathfinder
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings
 from tsla.training.hardware import check_hardware, pick_device
@@ -52,6 +53,8 @@ def build_task(config: Config) -> Task:
             return Mqar(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:
             return Files(**_own(c), cache_dir=Path(config.data_dir))
+        case PathfinderConfig() as c:
+            return Pathfinder(**_own(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
 

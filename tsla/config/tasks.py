@@ -8,7 +8,9 @@ from tsla.config.options import option
 
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
-IMAGES = {"digits": (8, 8)}  # tasks of images: height and width in pixels
+PATHFINDER = ("pathfinder", "pathfinder_64", "pathx")
+# Tasks of images: height and width in pixels.
+IMAGES = {"digits": (8, 8), "pathfinder": (32, 32), "pathfinder_64": (64, 64), "pathx": (128, 128)}
 
 
 @dataclass
@@ -80,4 +82,18 @@ class FilesConfig(TaskOptions):
     seed: int = option(0, "of the drawn splits, apart from the run's seed", low=0)
 
 
-TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig
+@dataclass
+class PathfinderConfig(TaskOptions):
+    """Pathfinder: are two markers on one snake? Images generated here, or read from a folder of Long Range Arena."""
+
+    name: str = option("pathfinder", "images of 32, 64 or 128 pixels a side; see configs/task", choices=PATHFINDER)
+    contour: int = option(14, "paddles of a snake: 6, 9 or 14; above 32 pixels 14", low=6, high=14)
+    kind: str = option("tokens", "pixels are ids of grey values, or numbers", choices=("tokens", "series"))
+    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
+    train_rows: int | None = option(None, "rows of the training split; null is all, 160000", low=1, high=160_000)
+    eval_rows: int | None = option(None, "rows of validation and of test; null is all, 20000", low=1, high=20_000)
+    source: str = option("offline", "generated, or read from path", choices=("offline", "lra"))
+    path: str | None = option(None, "for source=lra: the unpacked release, or its folder of these images")
+
+
+TaskConfig = ListOpsConfig | DigitsConfig | MqarConfig | FilesConfig | PathfinderConfig

@@ -9,7 +9,7 @@ from tsla.config.schema import (
     VisionConfig,
     members,
 )
-from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig
+from tsla.config.tasks import IMAGES, FilesConfig, ListOpsConfig, MqarConfig, PathfinderConfig
 
 
 def find_problems(config: Config) -> list[str]:
@@ -26,6 +26,20 @@ def _task(config: Config) -> Iterator[str]:
             yield from _segments(task, split)
     if isinstance(task, FilesConfig):
         yield from _files(task)
+    if isinstance(task, PathfinderConfig):
+        yield from _pathfinder(task)
+
+
+def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
+    contours = (6, 9, 14) if task.name == "pathfinder" else (14,)
+    if task.contour not in contours:
+        yield f"task.contour ({task.contour}) must be {' or '.join(map(str, contours))} for task={task.name}"
+    if task.source == "lra" and not task.path:
+        yield "task.source=lra needs task.path: the unpacked release of Long Range Arena, or its folder of these images"
+    if task.source == "lra" and task.seed:
+        yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source=lra is fixed"
+    if task.source != "lra" and task.path is not None:
+        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
 
 
 def _files(task: FilesConfig) -> Iterator[str]:

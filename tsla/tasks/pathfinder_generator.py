@@ -1,6 +1,7 @@
-"""Images of Pathfinder made by C++ (pathfinder.cpp), after the published generator with its accidents (arXiv 1805.08315).
+"""Images of Pathfinder by C++ (pathfinder.cpp), as the published generator makes them, accidents and all.
 
-Do two markers stand on the ends of one snake of paddles, or of two? Long Range Arena took its images from there.
+Do two markers stand on the ends of one snake of paddles, or of two? It is that of arXiv 1805.08315,
+from which Long Range Arena has its images.
 """
 
 import ctypes
@@ -100,11 +101,7 @@ class Generator:
     """
 
     def __init__(self, size: int, contour: int, seed: tuple[int, ...]) -> None:
-        if size not in SCENES:
-            raise ValueError(f"size ({size}) must be one of {', '.join(map(str, SCENES))}")
-        allowed = CONTOURS if size == 32 else CONTOURS[-1:]
-        if contour not in allowed:
-            raise ValueError(f"contour ({contour}) must be {' or '.join(map(str, allowed))} for {size} x {size} pixels")
+        check_scene(size, contour)
         self.library = _library()
         self.scene, self.contour = SCENES[size], contour
         self.key = int(np.random.SeedSequence((*seed, size, contour)).generate_state(1, np.uint64)[0])
@@ -125,6 +122,15 @@ class Generator:
         )  # fmt: skip
         self.library.tsla_pathfinder(ctypes.byref(call))
         return made
+
+
+def check_scene(size: int, contour: int) -> None:
+    """Raise ValueError unless there are images of that size with snakes of so many paddles."""
+    if size not in SCENES:
+        raise ValueError(f"size ({size}) must be one of {', '.join(map(str, SCENES))}")
+    allowed = CONTOURS if size == 32 else CONTOURS[-1:]
+    if contour not in allowed:
+        raise ValueError(f"contour ({contour}) must be {' or '.join(map(str, allowed))} for {size} x {size} pixels")
 
 
 class _Tables(NamedTuple):

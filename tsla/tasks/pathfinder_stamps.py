@@ -38,9 +38,9 @@ class Stamps(NamedTuple):
 
     ink, mask: ``(paddles, side, side)``, the line and the line with its margin, drawn from the middle.
     near: ``(paddles, side + 2 margin, side + 2 margin)``, the mask dilated once more.
-    core_begin, core: cells ``(y, x, mask from which the paddle does not fit)``; paddle i has those from `core_begin[i]`
-        to `core_begin[i + 1]`.
-    kernel_begin, kernel: likewise of each beginning the cells ``(y, x)`` that must be free; those without any never fit.
+    core_begin, core: cells ``(y, x, mask from which the paddle does not fit)``; those of paddle i are from
+        `core_begin[i]` to `core_begin[i + 1]`.
+    kernel_begin, kernel: likewise of each beginning the cells ``(y, x)`` that must be free; without any it never fits.
     head, pivot: ``(degrees, 2)``, of a beginning, from its tail and from the head; to be rounded up.
     onward: ``(paddles, 2)``, from one pivot to the next; to be rounded up.
     circle: ``(places, 2)``, where the next head may stand, from the pivot.
