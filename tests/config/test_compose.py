@@ -10,6 +10,7 @@ from tsla.config import GROUPS, ConfigError, compose, group_choices, members
 from tsla.config.compose import config_root
 from tsla.config.tasks import IMAGES
 from tsla.tasks.digits import Digits
+from tsla.tasks.pathfinder import SIZES
 
 YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))
 EXPERIMENTS, MIXERS = group_choices("experiment"), group_choices("mixer")
@@ -113,16 +114,16 @@ def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
     assert "leaves out mixer=softmax: choose one of gated_conv, taylor, window as mixer" in problem
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "digits"])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in IMAGES])
 def test_a_vision_model_without_images_is_one_clear_problem(experiment):
     (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
     task = compose([f"experiment={experiment}", *NEEDS.get(experiment, ())]).task.name
-    assert problem == (f"model=vision needs a task of images (digits), which task={task} is not: "
+    assert problem == (f"model=vision needs a task of images ({", ".join(IMAGES)}), which task={task} is not: "
                        "choose another task or model=encoder")  # fmt: skip
 
 
 def test_tasks_of_images_are_those_that_say_so():
-    assert {"digits": Digits().spec.image} == IMAGES
+    assert {"digits": Digits().spec.image, **{name: (size, size) for name, size in SIZES.items()}} == IMAGES
     for task in group_choices("task"):
         arguments = ["experiment=digits", "model=vision", f"task={task}", *NEEDS.get(task, ())]
         assert compose(arguments).task.name if task in IMAGES else problems(*arguments)

@@ -215,6 +215,6 @@ def test_info_build_says_what_is_missing(monkeypatch, capsys, variable, value, m
 def test_the_libraries_of_the_package_compile(monkeypatch):
     monkeypatch.undo()
     kernels = {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}
-    assert native.LIBRARIES == {**kernels, "pathfinder": "tasks/pathfinder.cpp"}
+    assert {**kernels, "pathfinder": "tasks/pathfinder.cpp"} == native.LIBRARIES
     assert native.load("attention").tsla_abi() == ctypes.sizeof(Call)
     assert native.load("sinc").tsla_abi() == ctypes.sizeof(SincTile)

@@ -236,7 +236,7 @@ class _Seen:
         mean = float(values @ share)
         return mean, float(np.sqrt((values - mean) ** 2 @ share)) or 1.0
 
-    def sample(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def sample(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Pixels of the first rows, from 0 to 1, and classes -1 and 1."""
         pixels = np.concatenate(self.first) / np.float32(255)
         return pixels, 2 * np.concatenate(self.labels)[: len(pixels)].astype(np.int64) - 1
