@@ -118,7 +118,8 @@ def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
 def test_a_vision_model_without_images_is_one_clear_problem(experiment):
     (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
     task = compose([f"experiment={experiment}", *NEEDS.get(experiment, ())]).task.name
-    assert problem == (f"model=vision needs a task of images ({", ".join(IMAGES)}), which task={task} is not: "
+    images = ", ".join(IMAGES)
+    assert problem == (f"model=vision needs a task of images ({images}), which task={task} is not: "
                        "choose another task or model=encoder")  # fmt: skip
 
 
