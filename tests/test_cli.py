@@ -225,7 +225,7 @@ FEW = ["task.train_rows=40", "task.val_rows=8", "task.test_rows=8"]
 ROWS = {
     "listops": FEW, "quickstart": FEW,
     "files": ["task.path=texts.csv"],
-    "pathfinder": ["task.train_rows=16", "task.eval_rows=4"], "pathx": ["task.train_rows=2", "task.eval_rows=1"],
+    "pathfinder": ["task.train_rows=4", "task.eval_rows=2"], "pathx": ["task.train_rows=2", "task.eval_rows=1"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ ALL = {"train": 160_000, "val": 20_000, "test": 20_000}  # rows, generated or in
 KINDS, SOURCES = ("tokens", "series"), ("offline", "lra")
 GREYS = 256
 PART = 2**20  # pixels in memory at a time
-LINEAR_ROWS, LINEAR_PIXELS = 5000, 2**24  # of the linear classifier, at most
+LINEAR_ROWS, LINEAR_PIXELS = 5000, 2**23  # of the linear classifier, at most
 PENALTY = 50.0  # of its squared weights, for pixels from 0 to 1
 
 
@@ -227,8 +227,9 @@ class _Seen:
     def add(self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
         self.labels.append(labels)
         self.greys += np.bincount(pixels.ravel(), minlength=GREYS)
-        self.first.append(pixels[: self.room])
-        self.room -= len(self.first[-1])
+        if self.room:
+            self.first.append(pixels[: self.room].copy())  # a view would keep all of them
+            self.room -= len(self.first[-1])
 
     def grey(self) -> tuple[float, float]:
         """Mean and deviation of the grey values; the latter is 1 where all are equal."""

@@ -128,7 +128,7 @@ def _lines(file: Path, contour: int) -> list[tuple[str, int]]:
         binary = opened.read(6) == b"\x93NUMPY"
     if binary:
         try:
-            table = np.load(file, allow_pickle=False)
+            table = np.load(file)  # never a pickle: that is its default
         except ValueError as error:
             raise ValueError(f"{file} must be a table of texts: {error}") from None
         if table.ndim != 2 or table.dtype.kind not in "US":
