@@ -5,7 +5,7 @@
 .PHONY: help quickstart test test-slow bench check format clean
 
 BIN := .venv/bin
-CPP := $(wildcard tsla/kernels/cpu/*.h tsla/kernels/cpu/*.cpp)
+CPP := $(wildcard tsla/kernels/cpu/*.h tsla/kernels/cpu/*.cpp tsla/tasks/*.cpp)
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \

@@ -229,6 +229,7 @@ ROWS = {
     "files": ["task.path=texts.csv"],
     "smnist": ["task.path=idx"], "psmnist": ["task.path=idx"],
     "r8": [], "text": ["task.max_length=60"], "retrieval": ["task.max_length=60"],
+    "pathfinder": ["task.train_rows=4", "task.eval_rows=2"], "pathx": ["task.train_rows=2", "task.eval_rows=1"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
 }  # fmt: skip
 

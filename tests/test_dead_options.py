@@ -28,6 +28,7 @@ from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
 MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
+PATHFINDER = ("task=pathfinder", "task.train_rows=4", "task.eval_rows=2")
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
@@ -188,6 +189,17 @@ CASES: dict[str, dict[str, Case]] = {
         "filler": Case(data, ("true", "false"), MQAR),
         "seed": Case(data, ("0", "1"), MQAR),
     },
+    "PathfinderConfig": {
+        "name": Case(data, ("pathfinder", "pathfinder_64", "pathx"), PATHFINDER),
+        "packing": Case(data, ("false", "true"), PATHFINDER),
+        "contour": Case(data, ("14", "9", "6", "7"), PATHFINDER, "task.contour (7) must be 6 or 9 or 14"),
+        "kind": Case(data, ("tokens", "series"), PATHFINDER),
+        "seed": Case(data, ("0", "1"), PATHFINDER),
+        "train_rows": Case(data, ("4", "5"), PATHFINDER),
+        "eval_rows": Case(data, ("2", "3"), PATHFINDER),
+        "source": Case(data, ("offline", "lra"), PATHFINDER, "task.source=lra needs task.path"),
+        "path": Case(data, ("null", "nowhere"), PATHFINDER, "task.path (nowhere) needs task.source=lra, got offline"),
+    },
     "FilesConfig": {
         "name": Case(data, ("files",), FILES),
         "packing": Case(data, ("false", "true"), FILES),
@@ -236,6 +248,7 @@ CASES: dict[str, dict[str, Case]] = {
         "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.path must be given"),
         "hub_id": Case(pair_rows, ("OpenNLPLab/lra", "x"), PAIRS, "task.hub_id (x) needs task.source=hub, got offline"),
         "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
+        "pairs": Case(model, ("nli", "concat"), PAIRS),
         "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
         "train_rows": Case(pair_rows, ("null", "20", "30"), PAIRS),
         "eval_rows": Case(pair_rows, ("null", "3", "5"), PAIRS),

@@ -27,6 +27,7 @@ from tsla.config.tasks import (
     ImageConfig,
     ListOpsConfig,
     MqarConfig,
+    PathfinderConfig,
     R8Config,
     RetrievalConfig,
     TaskOptions,
@@ -44,6 +45,7 @@ from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
+from tsla.tasks.pathfinder import Pathfinder
 from tsla.tasks.retrieval import Retrieval
 from tsla.tasks.texts import TextClasses
 from tsla.training.clock import Limits
@@ -72,6 +74,8 @@ def build_task(config: Config) -> Task:
             return TextClasses(**_own(c), cache_dir=Path(config.data_dir))
         case RetrievalConfig() as c:
             return Retrieval(**_own(c), cache_dir=Path(config.data_dir))
+        case PathfinderConfig() as c:
+            return Pathfinder(**_own(c), cache_dir=Path(config.data_dir))
         case _:
             assert_never(config.task)
 

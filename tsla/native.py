@@ -37,7 +37,11 @@ from tsla.compiler import ISAS, NEEDS, TIMEOUT, Compiler, NativeError, compile_l
 from tsla.machine import cache_folder, cpu_flags
 
 PACKAGE = Path(__file__).parent
-LIBRARIES = {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}  # name: source, from here on
+LIBRARIES = {  # name: source, from here on
+    "attention": "kernels/cpu/attention.cpp",
+    "sinc": "kernels/cpu/sinc.cpp",
+    "pathfinder": "tasks/pathfinder.cpp",
+}
 
 
 class Built(NamedTuple):

@@ -11,6 +11,7 @@ from tsla.config.compose import config_root
 from tsla.config.tasks import IMAGES
 from tsla.tasks.digits import Digits
 from tsla.tasks.images import SIDES, Images
+from tsla.tasks.pathfinder import SIZES as PATHFINDER_SIZES
 
 YAMLS = sorted(path.relative_to(config_root()) for path in config_root().rglob("*.yaml"))
 EXPERIMENTS, MIXERS = group_choices("experiment"), group_choices("mixer")
@@ -132,6 +133,8 @@ def test_tasks_of_images_are_those_that_say_so():
 def test_config_and_task_agree_on_the_size_of_images():
     assert set(IMAGES) == {"digits", *SIDES}
     assert compose(["experiment=digits"]).task.image() == Digits().spec.image
+    for name, size in PATHFINDER_SIZES.items():
+        assert compose([f"task={name}"]).task.image() == (size, size)
     for name, sides in SIDES.items():
         for side in sides:
             for order in ("row", "snake", "hilbert", "permuted"):

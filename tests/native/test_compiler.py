@@ -214,6 +214,7 @@ def test_info_build_says_what_is_missing(monkeypatch, capsys, variable, value, m
 @needs_compiler
 def test_the_libraries_of_the_package_compile(monkeypatch):
     monkeypatch.undo()
-    assert native.LIBRARIES == {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}
+    kernels = {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}
+    assert {**kernels, "pathfinder": "tasks/pathfinder.cpp"} == native.LIBRARIES
     assert native.load("attention").tsla_abi() == ctypes.sizeof(Call)
     assert native.load("sinc").tsla_abi() == ctypes.sizeof(Tile) + ctypes.sizeof(Angles)

@@ -11,6 +11,7 @@ MQAR = ("mqar", "mqar_mix")
 GREY = ("fashion", "smnist")
 CIFAR = "uoft-cs/cifar10"  # on the Hub
 SOURCES = ("offline", "lra", "hub")
+PATHFINDER = ("pathfinder", "pathfinder_64", "pathx")
 
 
 @dataclass
@@ -178,15 +179,27 @@ class RetrievalConfig(TaskOptions):
     seed: int = option(0, "of the pairs of halves, and of which rows are taken, apart from the run's seed", low=0)
 
 
-IMAGES = ("digits", "image", "fashion", "smnist")  # tasks of images, as long as their pixels are read row by row
+@dataclass
+class PathfinderConfig(TaskOptions):
+    """Pathfinder: are two markers on one snake? Images generated here, or read from a folder of Long Range Arena."""
+
+    name: str = option("pathfinder", "images of 32, 64 or 128 pixels a side; see configs/task", choices=PATHFINDER)
+    contour: int = option(14, "paddles of a snake: 6, 9 or 14; above 32 pixels 14", low=6, high=14)
+    kind: str = option("tokens", "pixels are ids of grey values, or numbers", choices=("tokens", "series"))
+    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
+    train_rows: int | None = option(None, "rows of the training split; null is all, 160000", low=1, high=160_000)
+    eval_rows: int | None = option(None, "rows of validation and of test; null is all, 20000", low=1, high=20_000)
+    source: str = option("offline", "generated, or read from path", choices=("offline", "lra"))
+    path: str | None = option(None, "for source=lra: the unpacked release, or its folder of these images")
+
+    def image(self) -> tuple[int, int]:
+        side = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}[self.name]
+        return side, side
+
+
+# Tasks of images, as long as their pixels are read row by row.
+IMAGES = ("digits", "image", "fashion", "smnist", *PATHFINDER)
 TaskConfig = (
-    ListOpsConfig
-    | DigitsConfig
-    | ImageConfig
-    | GreyConfig
-    | MqarConfig
-    | TextConfig
-    | R8Config
-    | RetrievalConfig
-    | FilesConfig
-)
+    ListOpsConfig | DigitsConfig | ImageConfig | GreyConfig | PathfinderConfig | MqarConfig | TextConfig | R8Config
+    | RetrievalConfig | FilesConfig
+)  # fmt: skip

@@ -17,6 +17,7 @@ from tsla.config.tasks import (
     ImageConfig,
     ListOpsConfig,
     MqarConfig,
+    PathfinderConfig,
     PixelsConfig,
     RetrievalConfig,
     TextConfig,
@@ -37,6 +38,8 @@ def _task(config: Config) -> Iterator[str]:
             yield from _segments(task, split)
     if isinstance(task, FilesConfig):
         yield from _files(task)
+    if isinstance(task, PathfinderConfig):
+        yield from _pathfinder(task)
     if isinstance(task, PixelsConfig):
         yield from _pixels(task)
     if isinstance(task, TextConfig | RetrievalConfig):
@@ -74,6 +77,18 @@ def _source(task: TextConfig | RetrievalConfig) -> Iterator[str]:
     if given and task.seed and task.train_rows is None and task.eval_rows is None:
         yield (f"task.seed ({task.seed}) changes nothing for task.source={task.source}, whose pairs are given, unless "
                "task.train_rows or task.eval_rows takes some of them")  # fmt: skip
+
+
+def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
+    contours = (6, 9, 14) if task.name == "pathfinder" else (14,)
+    if task.contour not in contours:
+        yield f"task.contour ({task.contour}) must be {' or '.join(map(str, contours))} for task={task.name}"
+    if task.source == "lra" and not task.path:
+        yield "task.source=lra needs task.path: the unpacked release of Long Range Arena, or its folder of these images"
+    if task.source == "lra" and task.seed:
+        yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source=lra is fixed"
+    if task.source != "lra" and task.path is not None:
+        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
 
 
 def _files(task: FilesConfig) -> Iterator[str]:

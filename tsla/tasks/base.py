@@ -94,8 +94,8 @@ class Task(Protocol):
 
     `split` returns a `datasets.Dataset` with the columns
 
-    - `input_ids` (list<unsigned int>, no padding, no id 0) or, for a series, `values` (list<float64 or float32>, step
-      by step, not standardised)
+    - `input_ids` (list<unsigned int>, no padding, no id 0) or, for a series, `values` (list<float64, float32 or uint8>,
+      step by step, not standardised)
     - `input_ids_2`, of rows of two inputs, for which `spec.pairs` says so
     - `label`: int64; for labels list<uint8>, 1 where one applies; for numbers list<float64>, not standardised; for
       tokens list<int32> as long as `input_ids`, `IGNORE` where nothing is asked

@@ -52,7 +52,8 @@ class Retrieval:
     def __init__(
         self, *, name: str = "retrieval", source: str = "offline", path: Path | str | None = None,
         hub_id: str = AAN_HUB, hub_revision: str | None = None, pairs: str = "nli", max_length: int = 4000,
-        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, cache_dir: Path | str = Path("data"),
+        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
+        cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
         check_source(source, path, train_rows=train_rows, eval_rows=eval_rows, seed=seed)
         if pairs not in PAIRS[1:]:

@@ -10,7 +10,9 @@ from tsla.tasks.store import describe
 
 
 def recount(task: Task) -> dict[str, Any]:
-    """Rows, labels and lengths, of two inputs that of the longer, as `tsla.tasks.store.describe` tells them; labels of targets that are classes.
+    """Rows, labels and lengths as `tsla.tasks.store.describe` tells them.
+
+    Labels are those of targets that are classes; a row of two inputs is as long as the longer one.
 
     Raises:
         ValueError: an id of padding or above the vocabulary, or a class that there is not.

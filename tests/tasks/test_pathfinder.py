@@ -1,0 +1,281 @@
+"""The task: generated rows, rows of a user's own folder in every form it has, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from native_cases import needs_compiler
+from PIL import Image
+
+from tsla import native
+from tsla.compiler import NativeError
+from tsla.tasks import pathfinder_files
+from tsla.tasks.base import Task
+from tsla.tasks.pathfinder import Pathfinder
+
+SMALL = {"name": "pathfinder", "contour": 6, "train_rows": 30, "eval_rows": 10}
+INNER = "curv_contour_length_14"
+
+
+def line(batch, number, label, contour=14):
+    return f"imgs/{batch} sample_{number}.png {number} {label} 1.0 {contour} 4 2 0.5 1 1"
+
+
+def write(folder, per_batch=(12, 11, 10), size=32, binary=False, contour=14, end="\n"):
+    """A folder as the release has it; returns images and labels in the order of the metadata."""
+    random = np.random.default_rng(0)
+    images, labels = [], []
+    (folder / "metadata").mkdir(parents=True)
+    for batch, count in zip((0, 2, 10), per_batch, strict=False):  # in the order of their names, 10 comes before 2
+        (folder / "imgs" / str(batch)).mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            image = random.integers(0, 256, (size, size), dtype=np.uint8)
+            Image.fromarray(image).save(folder / "imgs" / str(batch) / f"sample_{number}.png")
+            labels.append(int(random.integers(2)))
+            images.append(image)
+            lines.append(line(batch, number, labels[-1], contour))
+        file = folder / "metadata" / f"{batch}.npy"
+        if binary:
+            np.save(file, np.array([text.split() for text in lines]))
+        else:
+            file.write_text("".join(text + end for text in lines), newline="")
+    return np.stack(images), np.array(labels)
+
+
+def rows(task, name, column="input_ids"):
+    return np.array(task.split(name)[column])
+
+
+# Generated ------------------------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_generated_rows(tmp_path):
+    task: Task = Pathfinder(**SMALL, cache_dir=tmp_path)
+    spec = task.spec
+    assert spec.name == "pathfinder_6_generated" and spec.image == (32, 32)
+    assert (spec.inputs, spec.target, spec.outputs, spec.vocab_size, spec.max_length) == (
+        "tokens",
+        "class",
+        2,
+        257,
+        1024,
+    )
+    assert [len(task.split(name)) for name in ("train", "val", "test")] == [30, 10, 10]
+    for name in ("train", "val", "test"):
+        ids = rows(task, name)
+        assert ids.shape[1] == 1024 and ids.min() == 1 and (ids.max(1) == 256).all()
+        assert set(rows(task, name, "label")) <= {0, 1}
+    everything = np.concatenate([rows(task, name) for name in ("train", "val", "test")])
+    assert len({row.tobytes() for row in everything}) == 50
+    lines = task.references()
+    assert set(lines) == {"majority", "linear"} and list(lines.values()) == sorted(lines.values())
+    commonest = np.bincount(rows(task, "train", "label")).argmax()
+    assert lines["majority"] == np.mean(rows(task, "test", "label") == commonest)
+
+
+@needs_compiler
+def test_fewer_rows_are_the_first_ones(tmp_path, monkeypatch):
+    many = Pathfinder(**SMALL, cache_dir=tmp_path, workers=1)
+    monkeypatch.setattr("tsla.tasks.pathfinder.PART", 7 * 1024)
+    few = Pathfinder(**SMALL | {"train_rows": 20, "eval_rows": 4}, cache_dir=tmp_path, workers=3)
+    for name, count in (("train", 20), ("val", 4), ("test", 4)):
+        assert np.array_equal(rows(few, name), rows(many, name)[:count])
+    other = Pathfinder(**SMALL | {"seed": 1}, cache_dir=tmp_path)
+    assert not np.array_equal(rows(other, "train"), rows(many, "train"))
+
+
+@needs_compiler
+def test_a_series_has_the_same_pixels(tmp_path):
+    tokens, series = (Pathfinder(**SMALL, kind=kind, cache_dir=tmp_path) for kind in ("tokens", "series"))
+    values = rows(series, "train", "values")
+    assert values.dtype == np.int64 and np.array_equal(values, rows(tokens, "train") - 1)
+    assert str(series.split("train").features["values"].feature.dtype) == "uint8"
+    assert (series.spec.channels, series.spec.vocab_size) == (1, None)
+    assert series.spec.input_mean[0] == pytest.approx(values.mean())
+    assert series.spec.input_std[0] == pytest.approx(values.std())
+
+
+def test_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSLA_NATIVE", "0")
+    native.forget()
+    try:
+        task = Pathfinder(**SMALL, cache_dir=tmp_path)
+        with pytest.raises(NativeError, match=r"there is none: TSLA_NATIVE=0 .*compiler.*task\.source=lra task\.path="):
+            task.split("train")
+        assert not list(tmp_path.rglob("*.arrow"))
+    finally:
+        native.forget()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "pathy"}, "name ('pathy') must be one of pathfinder, pathfinder_64, pathx"),
+        ({"name": "pathx"}, "contour (6) must be 14 for 128 x 128 pixels"),
+        ({"kind": "bytes"}, "kind ('bytes') must be one of tokens, series"),
+        ({"source": "hub"}, "source ('hub') must be one of offline, lra"),
+        ({"source": "lra"}, "path (None) must be given for source=lra"),
+        ({"path": "x"}, "path (x) must be given for source=lra, and for it alone; source is offline"),
+        ({"seed": -1}, "seed (-1) must be at least 0"),
+        ({"seed": 1, "source": "lra", "path": "x"}, "0 for source=lra, whose split is fixed"),
+        ({"train_rows": 0}, "train_rows (0) must be from 1 to 160000"),
+        ({"eval_rows": 20_001}, "eval_rows (20001) must be from 1 to 20000"),
+        ({"workers": 0}, "workers (0) must be at least 1"),
+    ],
+)
+def test_what_cannot_be_asked(change, message):
+    with pytest.raises(ValueError) as caught:
+        Pathfinder(**{**SMALL, **change})
+    assert message in str(caught.value)
+    with pytest.raises(ValueError, match="split"):
+        Pathfinder(**SMALL | {"train_rows": 1, "eval_rows": 1}).split("dev")
+
+
+# A user's own ---------------------------------------------------------------------------------------------------------
+
+
+def own(path, cache, **options):
+    return Pathfinder(**{"name": "pathfinder", "source": "lra", "path": path, "cache_dir": cache, **options})
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        f"lra_release/lra_release/pathfinder32/{INNER}", f"lra_release/pathfinder32/{INNER}",
+        f"pathfinder/pathfinder32/{INNER}", f"pathfinder32/{INNER}", INNER, "",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("binary", "end"), [(False, "\n"), (False, "\r\n"), (True, "")])
+def test_every_layout_and_both_kinds_of_metadata(tmp_path, layout, binary, end):
+    images, labels = write(tmp_path / "own" / layout, binary=binary, end=end)
+    task = own(tmp_path / "own", tmp_path / "cache")
+    parts = torch.utils.data.random_split(range(33), [27, 3, 3], generator=torch.Generator().manual_seed(42))
+    for name, part in zip(("train", "val", "test"), parts, strict=True):
+        assert np.array_equal(rows(task, name) - 1, images[list(part)].reshape(len(part), -1))
+        assert np.array_equal(rows(task, name, "label"), labels[list(part)])
+    assert task.spec.name == "pathfinder_own" and task.manifest["images"] == 33
+
+
+def test_of_two_copies_the_inner_one(tmp_path):
+    write(tmp_path / "lra_release" / "pathfinder32" / INNER, per_batch=(10,))
+    write(tmp_path / "lra_release" / "lra_release" / "pathfinder32" / INNER)
+    for path in (tmp_path, tmp_path / "lra_release"):
+        assert own(path, tmp_path / "cache").manifest["images"] == 33
+
+
+def test_the_release_has_its_plain_name(tmp_path, monkeypatch):
+    write(tmp_path / "own")
+    monkeypatch.setattr("tsla.tasks.pathfinder.ALL", {"train": 27, "val": 3, "test": 3})
+    assert own(tmp_path / "own", tmp_path / "cache").spec.name == "pathfinder"
+
+
+def test_rows_of_ones_own(tmp_path):
+    write(tmp_path / "own", size=128)
+    everything = own(tmp_path / "own", tmp_path / "cache", name="pathx")
+    few = own(tmp_path / "own", tmp_path / "cache", name="pathx", train_rows=5, eval_rows=2)
+    assert everything.spec.image == (128, 128) and everything.spec.name == "pathx_own"
+    assert np.array_equal(rows(few, "train"), rows(everything, "train")[:5])
+    assert np.array_equal(rows(few, "test"), rows(everything, "test")[:2])
+    with pytest.raises(ValueError, match=r"eval_rows \(4\) must be at most the rows of the val split, 3"):
+        own(tmp_path / "own", tmp_path / "cache", name="pathx", eval_rows=4).split("train")
+
+
+def test_an_empty_image_is_left_out(tmp_path):
+    images, _ = write(tmp_path / "own")
+    (tmp_path / "own" / "imgs" / "2" / "sample_3.png").write_bytes(b"")
+    task = own(tmp_path / "own", tmp_path / "cache")
+    assert (task.manifest["images"], task.manifest["empty"]) == (33, 1)
+    found = {row.tobytes() for name in ("train", "val", "test") for row in rows(task, name).astype(np.uint8) - 1}
+    assert found == {image.tobytes() for number, image in enumerate(images) if number != 12 + 3}
+
+
+def test_what_changed_is_read_again(tmp_path):
+    write(tmp_path / "own")
+    first = own(tmp_path / "own", tmp_path / "cache").folder
+    assert own(tmp_path / "own", tmp_path / "cache").folder == first
+    shutil.rmtree(tmp_path / "own")
+    write(tmp_path / "own", per_batch=(12, 11, 9))
+    assert own(tmp_path / "own", tmp_path / "cache").folder != first
+
+
+def drop(folder):
+    for number in (3, 5):
+        (folder / "imgs" / "10" / f"sample_{number}.png").unlink()
+
+
+def damage(folder):
+    (folder / "imgs" / "0" / "sample_0.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+
+
+def edit(name, old, new):
+    def change(folder):
+        file = folder / "metadata" / name
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return change
+
+
+def pickled(folder):
+    np.save(folder / "metadata" / "0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def numbers(folder):
+    np.save(folder / "metadata" / "0.npy", np.zeros((3, 11)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (drop, FileNotFoundError,
+         "2 of the 33 images that the metadata name are missing, the first is imgs/10/sample_3.png"),
+        (lambda folder: (folder / "metadata" / "2.npy").unlink(), ValueError,
+         "the metadata name 22 images, but there are 33; the first of the others is imgs/2/sample_0.png"),
+        (damage, ValueError, "sample_0.png must be a PNG image"),
+        (lambda folder: Image.new("L", (32, 31)).save(folder / "imgs" / "0" / "sample_0.png"), ValueError,
+         "must have 32 x 32 pixels, got 32 x 31"),
+        (edit("2.npy", "sample_1.png", "sample_2.png"), ValueError,
+         "1 of the 33 lines of the metadata name an image again"),
+        (edit("0.npy", " 1 1\n", " 1\n"), ValueError, "0.npy, line 1: 10 fields, there must be 11"),
+        (edit("0.npy", "imgs/0", "imgs/.."), ValueError, "must be one in a folder of imgs"),
+        (edit("0.npy", "imgs/0 ", "/etc "), ValueError, "must be one in a folder of imgs"),
+        (edit("0.npy", " 14 ", " 9 "), ValueError, "the contour length (9) must be 14"),
+        (edit("0.npy", "png 0 ", "png 0 x"), ValueError, "the label ('x"),
+        (lambda folder: (folder / "metadata" / "0.npy").rename(folder / "metadata" / "zero.npy"), ValueError,
+         "zero.npy must have a number for a name"),
+        (pickled, ValueError, "0.npy must be a table of texts: Object arrays cannot be loaded"),
+        (numbers, ValueError, "0.npy must be a table of texts, got float64 of shape (3, 11)"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_whole(tmp_path, harm, error, message):
+    write(tmp_path / "own")
+    harm(tmp_path / "own")
+    with pytest.raises(error) as caught:
+        own(tmp_path / "own", tmp_path / "cache").split("train")
+    assert message in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must hold folders imgs and metadata, itself or in lra_release/"):
+        own(tmp_path, tmp_path / "cache")
+    write(tmp_path / "own", per_batch=(9,))
+    with pytest.raises(ValueError, match="9 images are too few to split; at least 10 are needed"):
+        own(tmp_path / "own", tmp_path / "cache").split("train")
+
+
+def test_sizes_of_the_splits():
+    found = pathfinder_files.split_rows(199_999)
+    assert [len(part) for part in found.values()] == [160_001, 19_999, 19_999]
+    assert len(np.unique(np.concatenate(list(found.values())))) == 199_999
+
+
+@needs_compiler
+def test_the_manifest_says_where_rows_are_from(tmp_path):
+    made = json.loads((Pathfinder(**SMALL, cache_dir=tmp_path).folder / "manifest.json").read_text())
+    assert made["source"] == "offline" and made["images"] == 50 and made["tries_per_image"] > 1
+    write(tmp_path / "own")
+    assert own(tmp_path / "own", tmp_path / "cache").manifest["source"] == str(tmp_path / "own")

@@ -1,0 +1,254 @@
+"""Pathfinder and Path-X: do two markers stand on one snake? Images pixel by pixel, generated or read from a user's own.
+
+How images are made is in `pathfinder_generator`, how a folder of Long Range Arena is read in `pathfinder_files`.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+from tsla.compiler import NativeError
+from tsla.tasks.base import SPLITS, TaskSpec
+from tsla.tasks.cache import cached
+from tsla.tasks.pathfinder_files import Listing, find, listing, read_images, split_rows, state
+from tsla.tasks.pathfinder_generator import Generator, check_scene
+from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
+
+VERSION = 1  # of rows, files and reference lines: raised with any change to them
+SIZES = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}  # pixels a side
+ALL = {"train": 160_000, "val": 20_000, "test": 20_000}  # rows, generated or in the release
+KINDS, SOURCES = ("tokens", "series"), ("offline", "lra")
+GREYS = 256
+PART = 2**20  # pixels in memory at a time
+LINEAR_ROWS, LINEAR_PIXELS = 5000, 2**23  # of the linear classifier, at most
+PENALTY = 50.0  # of its squared weights, for pixels from 0 to 1
+
+
+class Pathfinder:
+    """Two classes of images, 1 where the markers are on the ends of one snake; satisfies `Task`.
+
+    ``source="offline"`` generates them, with the numbers of Long Range Arena: the same options and `seed` give the same
+    rows for every number of `workers`. ``source="lra"`` reads `path`, a folder of the release, with the split of S4.
+    Either is done on first use, into a folder under `cache_dir`.
+
+    Args:
+        name: one of `SIZES`, which says how large images are. The spec's name adds what is not as in the release:
+            the contour if it is not 14, and ``generated``, or ``own`` where a folder has another number of images.
+        contour: paddles of a snake: 6, 9 or 14, in larger images than 32 x 32 always 14.
+        kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
+        seed: of generated rows.
+        train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
+        source, path: see above.
+        cache_dir: where rows are kept.
+        workers: threads that generate; None: one per core.
+
+    Raises:
+        ValueError: options that do not fit together.
+        FileNotFoundError: `path` holds no such images.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        contour: int = 14,
+        kind: str = "tokens",
+        seed: int = 0,
+        train_rows: int | None = None,
+        eval_rows: int | None = None,
+        source: str = "offline",
+        path: Path | str | None = None,
+        cache_dir: Path | str = Path("data"),
+        workers: int | None = None,
+    ) -> None:
+        for option, value, allowed in (("name", name, SIZES), ("kind", kind, KINDS), ("source", source, SOURCES)):
+            if value not in allowed:
+                raise ValueError(f"{option} ({value!r}) must be one of {', '.join(allowed)}")
+        self.name, self.contour, self.kind, self.seed, self.size = name, contour, kind, seed, SIZES[name]
+        self.rows = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.workers = (os.cpu_count() or 1) if workers is None else workers
+        self.cache_dir = Path(cache_dir)
+        self._check(source, path)
+        self.files = None if path is None else find(Path(path), self.size, contour)
+
+    def _check(self, source: str, path: Path | str | None) -> None:
+        check_scene(self.size, self.contour)
+        if (source == "lra") != (path is not None):
+            raise ValueError(f"path ({path}) must be given for source=lra, and for it alone; source is {source}")
+        if self.seed < 0 or (self.seed and path is not None):
+            raise ValueError(f"seed ({self.seed}) must be at least 0, and 0 for source=lra, whose split is fixed")
+        for split, option in (("train", "train_rows"), ("val", "eval_rows")):
+            rows = self.rows[split]
+            if rows is not None and not 1 <= rows <= ALL[split]:
+                raise ValueError(f"{option} ({rows}) must be from 1 to {ALL[split]}, or None for all")
+        if self.workers < 1:
+            raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
+
+    @property
+    def spec(self) -> TaskSpec:
+        series = self.kind == "series"
+        return TaskSpec(
+            name="_".join(self._names()), inputs=self.kind, target="class", outputs=2, max_length=self.size**2,
+            vocab_size=None if series else GREYS + 1, channels=1 if series else None, image=(self.size, self.size),
+            input_mean=(self.manifest["mean"],) if series else (), input_std=(self.manifest["std"],) if series else (),
+        )  # fmt: skip
+
+    def _names(self) -> Iterator[str]:
+        yield self.name
+        if self.contour != 14:
+            yield str(self.contour)
+        if self.files is None:
+            yield "generated"
+        elif self.manifest["images"] != sum(ALL.values()):
+            yield "own"
+
+    def split(self, name: str) -> Dataset:
+        """The rows of ``train``, ``val`` or ``test``: `input_ids`, or `values` of a series, and `label`."""
+        return load_split(self.folder, name)
+
+    def references(self) -> dict[str, float]:
+        """Test accuracy of the commonest class, and of a linear classifier on the pixels of a few thousand images."""
+        return dict(self.manifest["references"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the folder holds: counts, label histograms, grey values, references, build time; where from."""
+        return read_manifest(self.folder)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
+        source: dict[str, object] = {"seed": self.seed}
+        if self.files is not None:
+            source = {"path": str(self.files.resolve()), "files": state(self.files)}
+        key = {"version": VERSION, "contour": self.contour, "kind": self.kind, "rows": self.rows, **source}
+        return cached(self.cache_dir, self.name, key, self._build)
+
+    def _build(self, folder: Path) -> None:
+        started = time.perf_counter()
+        source = self._generated() if self.files is None else _Read(listing(self.files, self.contour), self.size)
+        rows = {split: self._rows(split, source.available[split]) for split in SPLITS}
+        seen = {split: _Seen(LINEAR_PIXELS // self.size**2) for split in SPLITS}
+        for split in SPLITS:
+            save_split(folder, split, self._parts(source, split, rows[split], seen[split]))
+        labels = {split: np.concatenate(seen[split].labels) for split in SPLITS}
+        lengths = {split: np.full(rows[split], self.size**2) for split in SPLITS}
+        mean, std = seen["train"].grey()
+        manifest = {"task": self.name, "contour": self.contour, **source.facts(), **describe(lengths, labels, 2)}
+        manifest |= {"mean": mean, "std": std, "references": _references(seen["train"], seen["test"])}
+        write_manifest(folder, manifest | {"seconds": round(time.perf_counter() - started, 2)})
+
+    def _rows(self, split: str, available: int) -> int:
+        asked = self.rows[split]
+        if asked is not None and asked > available:
+            option = "train_rows" if split == "train" else "eval_rows"
+            raise ValueError(f"{option} ({asked}) must be at most the rows of the {split} split, {available}")
+        return available if asked is None else asked
+
+    def _generated(self) -> "_Generated":
+        try:
+            generators = {
+                split: Generator(self.size, self.contour, (self.seed, place)) for place, split in enumerate(SPLITS)
+            }
+        except NativeError as error:
+            raise NativeError(f"{self.name} is generated by native code, and there is none: {error}. Install a C++ "
+                              "compiler (CXX names one), or read images of your own: task.source=lra task.path=FOLDER"
+                              ) from None  # fmt: skip
+        return _Generated(generators, self.workers)
+
+    def _parts(self, source: "_Source", split: str, rows: int, seen: "_Seen") -> Iterator[Columns]:
+        step = max(1, PART // self.size**2)
+        for first in range(0, rows, step):
+            pixels, labels = source.read(split, first, min(step, rows - first))
+            flat = pixels.reshape(len(pixels), -1)
+            seen.add(flat, labels)
+            column = (
+                {"values": list(flat)} if self.kind == "series" else {"input_ids": list(flat.astype(np.uint16) + 1)}
+            )
+            yield {**column, "label": labels.astype(np.int64)}
+
+
+Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (n, size, size), and their labels
+
+
+class _Generated:
+    """Images made as they are asked for."""
+
+    def __init__(self, generators: Mapping[str, Generator], workers: int) -> None:
+        self.generators, self.workers, self.available = generators, workers, ALL
+        self.tries = self.made = 0
+
+    def read(self, split: str, first: int, count: int) -> Part:
+        images = self.generators[split].make(first, count, self.workers)
+        self.tries += int(images.tries.sum())
+        self.made += count
+        return images.pixels, images.labels
+
+    def facts(self) -> dict[str, Any]:
+        return {"source": "offline", "images": self.made, "tries_per_image": round(self.tries / self.made, 1)}
+
+
+class _Read:
+    """Images of a folder."""
+
+    def __init__(self, found: Listing, size: int) -> None:
+        self.found, self.size, self.rows = found, size, split_rows(len(found.files))
+        self.available = {split: len(rows) for split, rows in self.rows.items()}
+
+    def read(self, split: str, first: int, count: int) -> Part:
+        rows = self.rows[split][first : first + count]
+        return read_images(self.found, rows, self.size), self.found.labels[rows]
+
+    def facts(self) -> dict[str, Any]:
+        files = len(self.found.files)
+        return {"source": str(self.found.folder), "images": files + self.found.empty, "empty": self.found.empty}
+
+
+_Source = _Generated | _Read
+
+
+class _Seen:
+    """What is kept of a split while it is written: labels, how often each grey value occurs, and the first rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.labels: list[NDArray[np.uint8]] = []
+        self.greys = np.zeros(GREYS, np.int64)
+        self.first: list[NDArray[np.uint8]] = []
+        self.room = min(rows, LINEAR_ROWS)
+
+    def add(self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+        self.labels.append(labels)
+        self.greys += np.bincount(pixels.ravel(), minlength=GREYS)
+        if self.room:
+            self.first.append(pixels[: self.room].copy())  # a view would keep all of them
+            self.room -= len(self.first[-1])
+
+    def grey(self) -> tuple[float, float]:
+        """Mean and deviation of the grey values; the latter is 1 where all are equal."""
+        values, share = np.arange(GREYS), self.greys / self.greys.sum()
+        mean = float(values @ share)
+        return mean, float(np.sqrt((values - mean) ** 2 @ share)) or 1.0
+
+    def sample(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pixels of the first rows, from 0 to 1, and classes -1 and 1."""
+        pixels = np.concatenate(self.first) / np.float32(255)
+        return pixels, 2 * np.concatenate(self.labels)[: len(pixels)].astype(np.int64) - 1
+
+
+def _references(train: _Seen, test: _Seen) -> dict[str, float]:
+    commonest = np.bincount(np.concatenate(train.labels)).argmax()
+    (pixels, classes), (test_pixels, test_classes) = train.sample(), test.sample()
+    linear = Ridge(alpha=PENALTY).fit(pixels, classes)
+    lines = {
+        "majority": float(np.mean(np.concatenate(test.labels) == commonest)),
+        "linear": float(np.mean((linear.predict(test_pixels) > 0) == (test_classes > 0))),
+    }
+    return dict(sorted(lines.items(), key=lambda line: line[1]))
