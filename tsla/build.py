@@ -20,7 +20,17 @@ from tsla.config.schema import (
     VisionConfig,
     WandbLoggerConfig,
 )
-from tsla.config.tasks import DigitsConfig, FilesConfig, ListOpsConfig, MqarConfig, TaskOptions
+from tsla.config.tasks import (
+    DigitsConfig,
+    DnaStrandConfig,
+    FilesConfig,
+    InductionConfig,
+    ListOpsConfig,
+    MqarConfig,
+    SelectiveCopyConfig,
+    SeriesConfig,
+    TaskOptions,
+)
 from tsla.mixers import Mixer
 from tsla.models import Encoder, SequenceClassifier, TokenClassifier, VisionTransformer
 from tsla.models.pretrained import load_weights, read_model_config, save_model
@@ -28,10 +38,13 @@ from tsla.ops import native
 from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
+from tsla.tasks.dna import DnaStrand
 from tsla.tasks.files import Files
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
+from tsla.tasks.recall import Induction, SelectiveCopy
+from tsla.tasks.series import Series
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings
 from tsla.training.hardware import check_hardware, pick_device
@@ -50,6 +63,14 @@ def build_task(config: Config) -> Task:
             return Digits(seed=c.seed)
         case MqarConfig() as c:
             return Mqar(**_own(c), cache_dir=Path(config.data_dir))
+        case InductionConfig() as c:
+            return Induction(**_own(c), cache_dir=Path(config.data_dir))
+        case SelectiveCopyConfig() as c:
+            return SelectiveCopy(**_own(c), cache_dir=Path(config.data_dir))
+        case SeriesConfig() as c:
+            return Series(**_own(c), cache_dir=Path(config.data_dir))
+        case DnaStrandConfig() as c:
+            return DnaStrand(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:
             return Files(**_own(c), cache_dir=Path(config.data_dir))
         case _:
