@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_runs as runs
+from data_files import write_genbank, write_series
 
 import tsla
 from tsla import cli
@@ -226,6 +227,10 @@ ROWS = {
     "listops": FEW, "quickstart": FEW,
     "files": ["task.path=texts.csv"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
+    "induction": ["task.train=[64/40]", "task.val=[64/8]", "task.test=[64/8]"],
+    "selective": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]"],
+    "series": ["task.path=tiny_TRAIN.ts"],
+    "dna": ["task.path=genome.gbk", "task.length=64", "task.min_gene=100"],
 }  # fmt: skip
 
 
@@ -239,6 +244,8 @@ def test_every_experiment_trains_with_every_mixer(tmp_path_factory, experiment, 
     Path("texts.csv").write_text(
         "text,label\n" + "".join(f"number {n},{'odd' if n % 2 else 'even'}\n" for n in range(40))
     )
+    write_series(".")
+    write_genbank("genome.gbk")
     data = tmp_path_factory.getbasetemp() / "data"
     able = members("mixer")[mixer].directions
     way = [f"model.causal={str('causal' in able).lower()}"] if len(able) == 1 else []

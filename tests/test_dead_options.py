@@ -12,6 +12,7 @@ import lightning as L
 import mixer_options
 import pytest
 import train_runs as runs
+from data_files import write_genbank, write_series
 from mixer_options import Case, model
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
 from tsla.run import initial_model
+from tsla.tasks.packages import Package
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir
@@ -28,6 +30,10 @@ MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/
 ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
 
 
+INDUCTION = ("task=induction", "task.train=[16/30]", "task.val=[16/5]", "task.test=[16/5]")
+COPY = ("task=selective_copy", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
+SERIES = ("task=series", "task.path=tiny_TRAIN.ts")
+DNA = ("task=dna_strand", "task.path=genome.gbk", "task.length=20", "task.min_gene=60")
 VISION = ("model=vision",)
 
 FILES = ("task=files", "task.path=own.jsonl")
@@ -42,6 +48,17 @@ def write_own_files() -> None:
             for n in range(first, first + 40)
         ]  # fmt: skip
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, count in (("tiny", 20), ("other", 16)):
+        write_series(".", name, rows=count)
+    for seed, name in enumerate(("genome", "other")):
+        write_genbank(f"{name}.gbk", seed=seed)
+
+
+def package_file(package: Package, member: str, cache_dir: Path) -> Path:
+    """What stands for the files of packages, so that none is fetched."""
+    if package.kind == "deb":
+        return Path("other.gbk")
+    return Path(("tiny" if "JapaneseVowels" in member else "other") + member[member.rindex("_") :])
 
 
 class Captured(Exception):
@@ -142,6 +159,47 @@ CASES: dict[str, dict[str, Case]] = {
         "power": Case(data, ("0.01", "1"), MQAR),
         "filler": Case(data, ("true", "false"), MQAR),
         "seed": Case(data, ("0", "1"), MQAR),
+    },
+    "InductionConfig": {
+        "name": Case(data, ("induction",), INDUCTION),
+        "packing": Case(data, ("false", "true"), INDUCTION),
+        "vocab_size": Case(data, ("16", "20"), INDUCTION),
+        "train": Case(data, ("[16/30]", "[16/31]", "[12/30]", "[12/10,16/20]"), INDUCTION),
+        "val": Case(data, ("[16/5]", "[16/6]"), INDUCTION),
+        "test": Case(data, ("[16/5]", "[16/6]"), INDUCTION),
+        "seed": Case(data, ("0", "1"), INDUCTION),
+    },
+    "SelectiveCopyConfig": {
+        "name": Case(data, ("selective_copy",), COPY),
+        "packing": Case(data, ("false", "true"), COPY),
+        "vocab_size": Case(data, ("16", "20"), COPY),
+        "train": Case(data, ("[16/4/30]", "[16/4/31]", "[16/3/30]", "[12/3/20,16/3/10]"), COPY),
+        "val": Case(data, ("[16/4/5]", "[16/4/6]"), COPY),
+        "test": Case(data, ("[16/4/5]", "[16/4/6]"), COPY),
+        "seed": Case(data, ("0", "1"), COPY),
+    },
+    "SeriesConfig": {
+        "name": Case(data, ("series",), SERIES),
+        "packing": Case(data, ("false", "true"), SERIES),
+        "dataset": Case(data, ("JapaneseVowels", "GunPoint"), SERIES[:1]),
+        "path": Case(data, ("tiny_TRAIN.ts", "other_TRAIN.ts", "nowhere"), SERIES[:1],
+                     "path (nowhere) must be a folder with one pair"),
+        "val_fraction": Case(data, ("0.2", "0.4"), SERIES),
+        "seed": Case(data, ("0", "1"), SERIES),
+        "train_rows": Case(data, ("null", "8", "5"), SERIES),
+        "eval_rows": Case(data, ("null", "3", "2"), SERIES),
+    },
+    "DnaStrandConfig": {
+        "name": Case(data, ("dna_strand",), DNA),
+        "packing": Case(data, ("false", "true"), DNA),
+        "path": Case(data, ("genome.gbk", "null", "nowhere"), DNA, "path (nowhere) must be a GenBank file"),
+        "length": Case(data, ("20", "40"), DNA),
+        "min_gene": Case(data, ("60", "101"), DNA, "or more, in 3 regions of 10000 bases, got 0"),
+        "val_fraction": Case(data, ("0.1", "0.25"), DNA),
+        "test_fraction": Case(data, ("0.2", "0.4"), DNA),
+        "seed": Case(data, ("0", "1"), DNA),
+        "train_rows": Case(data, ("null", "8", "5"), DNA),
+        "eval_rows": Case(data, ("null", "3", "2"), DNA),
     },
     "FilesConfig": {
         "name": Case(data, ("files",), FILES),
@@ -266,6 +324,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(L.Trainer, "fit", capture)
     monkeypatch.setattr("tsla.run._train_and_test", lambda *_, **__: None)
+    for module in ("series", "dna"):
+        monkeypatch.setattr(f"tsla.tasks.{module}.package_file", package_file)
     case = CASES[name][leaf]
     key = (CLASSES[name][1] if name in CLASSES else "") + leaf
     key = key.removesuffix(".name") if key.count(".") and leaf == "name" else key
