@@ -9,7 +9,7 @@ from data_files import genbank, write_genbank
 
 from tsla.tasks import dna
 from tsla.tasks.base import SPLITS, Task
-from tsla.tasks.dna import CODON, DnaStrand, cut
+from tsla.tasks.dna import CODON, DnaStrand, Windows, cut
 from tsla.tasks.genbank import Gene, Record, read_genbank
 from tsla.tasks.packages import Unavailable
 
@@ -106,6 +106,13 @@ def test_naive_bayes_is_what_it_says(genome, tmp_path, k):
     assert lines[f"naive Bayes of {k}-mers"] == right / len(test) != lines["majority"]
     assert lines["majority"] == sum(label for _, label in test) / len(test)
     assert list(lines.values()) == sorted(lines.values())
+
+
+def test_words_that_were_never_seen_count_once():
+    """C is twice as likely forwards, with one added to each count, and G seven times as likely backwards."""
+    known, asked = [[1, 1, 1, 1, 1, 2], [3] * 6], [[2, 2, 2, 2, 3, 3], [2, 2, 2, 2, 2, 3]]
+    windows = Windows(np.array([*known, *asked], dtype=np.uint8), np.array([0, 1, 1, 0]), np.zeros(4, dtype=np.int64))
+    assert dna.reference_lines(windows, np.array([0, 1]), np.array([2, 3]))["naive Bayes of 1-mers"] == 1
 
 
 def test_options_choose_the_rows(genome, tmp_path):

@@ -16,7 +16,7 @@ def read(tmp_path, text):
 
 
 def test_bases_and_genes(tmp_path):
-    locations = ["1..12", "complement(20..31)", "<40..>51", "complement(<60..71)", "complement(60..>71)"]
+    locations = ["1..12", "complement(20.. 31)", "<40..>51", "complement(<60..71)", "complement(60..>71)"]
     first, second = read(tmp_path, genbank("one", BASES, locations) + genbank("two", "ACGT", []))
     assert (first.name, second.name, first.skipped) == ("one", "two", 0)
     assert first.bases[:14].tolist() == [1, 2, 3, 4, 5, 1, 2, 3, 4, 4, 5, 5, 5, 5] and len(first.bases) == 140

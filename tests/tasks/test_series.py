@@ -37,7 +37,8 @@ def test_the_task(tiny, tmp_path):
     given = [(tuple(x.ravel().tolist()), y) for x, y in zip(train.series, train.labels.tolist(), strict=True)]
     assert sorted(rows(task, "train") + rows(task, "val")) == sorted(given)
     assert rows(task, "test") == [(tuple(x.ravel()), y) for x, y in zip(test.series, test.labels, strict=True)]
-    assert task.manifest["labels"]["val"] == [2, 2]  # the classes in proportion
+    for seed in range(5):
+        assert made(tiny, tmp_path, seed=seed).manifest["labels"]["val"] == [2, 2]  # the classes in proportion
     spec = task.spec
     assert (spec.name, spec.inputs, spec.target, spec.channels, spec.vocab_size) == (
         "series",
