@@ -11,6 +11,7 @@ import pytest
 import text_cases
 import torch
 import train_runs as runs
+from data_files import write_genbank, write_series
 
 import tsla
 from tsla import cli
@@ -231,6 +232,10 @@ ROWS = {
     "r8": [], "text": ["task.max_length=60"], "retrieval": ["task.max_length=60"],
     "pathfinder": ["task.train_rows=4", "task.eval_rows=2"], "pathx": ["task.train_rows=2", "task.eval_rows=1"],
     "mqar": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]", "trainer.max_minutes=null"],
+    "induction": ["task.train=[64/40]", "task.val=[64/8]", "task.test=[64/8]"],
+    "selective": ["task.train=[64/4/40]", "task.val=[64/4/8]", "task.test=[64/4/8]"],
+    "series": ["task.path=tiny_TRAIN.ts"],
+    "dna": ["task.path=genome.gbk", "task.length=64", "task.min_gene=100"],
 }  # fmt: skip
 
 
@@ -246,6 +251,8 @@ def test_every_experiment_trains_with_every_mixer(tmp_path_factory, monkeypatch,
     )
     image_cases.installed(monkeypatch, Path.cwd())
     image_cases.write_idx(Path("idx"))
+    write_series(".")
+    write_genbank("genome.gbk")
     data = tmp_path_factory.getbasetemp() / "data"
     able = members("mixer")[mixer].directions
     way = [f"model.causal={str('causal' in able).lower()}"] if len(able) == 1 else []

@@ -1,14 +1,12 @@
 """No option is dead: each one, changed alone, changes what is built, or is refused with a reason.
 
-A new field of any config dataclass needs a line in `CASES`; that of a new mixer gets one by itself.
+A new field of any config dataclass needs a line in `CASES`, of a task in `task_options`; a new mixer gets its own.
 """
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import image_cases
 import lightning as L
 import mixer_options
 import pytest
@@ -16,95 +14,22 @@ import text_cases
 import train_runs as runs
 from mixer_options import Case, model
 from rich.console import Console
+from task_options import ROWS, TASKS, data, package_file, prepare
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
 from tsla.run import initial_model
-from tsla.tasks.images import Images
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
 from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
-MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
-PATHFINDER = ("task=pathfinder", "task.train_rows=4", "task.eval_rows=2")
-ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
-
-
 VISION = ("model=vision",)
-
-IMAGE = ("task=image", "task.train_rows=40")
-CIFAR = (*IMAGE, "task.source=lra", "task.path=cifar")
-HUB = (*IMAGE, "task.source=hub", "task.hub_id=hub")
-GREY = ("task=fashion",)
-
-FILES = ("task=files", "task.path=own.jsonl")
-R8, TEXT, PAIRS = ("task=r8",), ("task=text",), ("task=retrieval",)
-REVIEWS, PAPERS, ONLINE = (
-    ("task.source=lra", "task.path=aclImdb"),
-    ("task.source=lra", "task.path=aan"),
-    ("task.source=hub",),
-)
-
-
-def write_own_files() -> None:
-    """Files of a user's own, in the folder of the moment."""
-    for name, first in (("own", 0), ("other", 100), ("val", 200)):
-        rows = [
-            {"text": f"text {n}", "tokens": f"{n % 7} {n % 5} 3", "label": "odd" if n % 2 else "even", "number": n % 2,
-             "part": ("train", "val", "test", "train")[n % 4], "split": ("test", "val", "train", "train")[n % 4]}
-            for n in range(first, first + 40)
-        ]  # fmt: skip
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_images(patch: pytest.MonkeyPatch) -> None:
-    """Files of images, in the folder of the moment, under which Fashion-MNIST is as if installed."""
-    image_cases.installed(patch, Path.cwd())
-    image_cases.write_idx(Path("idx"), seed=1)
-    for seed, other in enumerate(("", "_other")):
-        image_cases.write_cifar(Path(f"cifar{other}"), seed=seed)
-        image_cases.write_hub(Path(f"hub{other}"), seed=seed)
-
-
-def write_texts() -> None:
-    """Reviews and pairs of papers, two of each, and a clone of a data set of the Hub."""
-    text_cases.papers(Path("aan"))
-    text_cases.papers(Path("other_aan"), seed=4)
-    text_cases.reviews(Path("aclImdb"))
-    text_cases.reviews(Path("other"), seed=5)
-    text_cases.hub(Path("imdb"))
 
 
 class Captured(Exception):
     """Training was about to start."""
-
-
-def data(config: Config) -> object:
-    """The first epoch, how it is loaded, and the folders that were made for it."""
-    task = build.build_task(config)
-    loaders = build.build_loaders(config, task, ("train", "val", "test"))
-    listed = [
-        ([(b.inputs.tolist(), b.targets.tolist()) for b in map(loader.rows.__getitems__, loader.batches)],
-         loader.rows.slices)
-        for loader in loaders
-    ]  # fmt: skip
-    places = sorted(path.name for path in Path().iterdir())
-    return task.spec, listed, [loader.num_workers for loader in loaders], places
-
-
-def source(config: Config) -> object:
-    """Which images will be asked for."""
-    task = build.build_task(config)
-    assert isinstance(task, Images)
-    return task.source.key
-
-
-def pair_rows(config: Config) -> object:
-    """Rows of two documents."""
-    task = build.build_task(config)
-    return task.spec, [task.split(name).to_list() for name in ("train", "val", "test")]
 
 
 def training(config: Config) -> object:
@@ -164,127 +89,6 @@ CASES: dict[str, dict[str, Case]] = {
         "init_from": Case(start, ("null", "nowhere"), (), "No such file or directory: 'nowhere/model/config.json'"),
         "dry_run": Case(outcome, ("false", "true")),
         "frozen": Case(command_of, ("[]", "[mixer.crossover]"), ("mixer.crossover=30",)),
-    },
-    "ListOpsConfig": {
-        "name": Case(data, ("listops_short", "listops"), ROWS),
-        "packing": Case(data, ("false", "true"), ROWS),
-        "min_length": Case(data, ("20", "21"), ROWS),
-        "max_length": Case(data, ("100", "90"), ROWS),
-        "max_depth": Case(data, ("10", "4"), ROWS),
-        "max_args": Case(data, ("10", "4"), ROWS),
-        "train_rows": Case(data, ("30", "31"), ROWS),
-        "val_rows": Case(data, ("5", "6"), ROWS),
-        "test_rows": Case(data, ("5", "6"), ROWS),
-        "seed": Case(data, ("0", "1"), ROWS),
-        "path": Case(data, ("null", "nowhere"), ROWS, "path (nowhere) must hold basic_train.tsv"),
-    },
-    "MqarConfig": {
-        "name": Case(data, ("mqar", "mqar_mix"), MQAR),
-        "packing": Case(data, ("false", "true"), MQAR),
-        "vocab_size": Case(data, ("20", "30"), MQAR),
-        "train": Case(data, ("[16/4/30]", "[16/4/31]", "[16/3/30]", "[12/3/20,16/3/10]"), MQAR),
-        "val": Case(data, ("[16/4/5]", "[16/4/6]"), MQAR),
-        "test": Case(data, ("[16/4/5]", "[16/4/6]"), MQAR),
-        "power": Case(data, ("0.01", "1"), MQAR),
-        "filler": Case(data, ("true", "false"), MQAR),
-        "seed": Case(data, ("0", "1"), MQAR),
-    },
-    "PathfinderConfig": {
-        "name": Case(data, ("pathfinder", "pathfinder_64", "pathx"), PATHFINDER),
-        "packing": Case(data, ("false", "true"), PATHFINDER),
-        "contour": Case(data, ("14", "9", "6", "7"), PATHFINDER, "task.contour (7) must be 6 or 9 or 14"),
-        "kind": Case(data, ("tokens", "series"), PATHFINDER),
-        "seed": Case(data, ("0", "1"), PATHFINDER),
-        "train_rows": Case(data, ("4", "5"), PATHFINDER),
-        "eval_rows": Case(data, ("2", "3"), PATHFINDER),
-        "source": Case(data, ("offline", "lra"), PATHFINDER, "task.source=lra needs task.path"),
-        "path": Case(data, ("null", "nowhere"), PATHFINDER, "task.path (nowhere) needs task.source=lra, got offline"),
-    },
-    "FilesConfig": {
-        "name": Case(data, ("files",), FILES),
-        "packing": Case(data, ("false", "true"), FILES),
-        "path": Case(data, ("own.jsonl", "other.jsonl", "null"), FILES, "task.path must be given"),
-        "revision": Case(data, ("null", "x"), FILES, "revision ('x') belongs to a data set of the Hub"),
-        "input": Case(data, ("text", "tokens"), FILES),
-        "label": Case(data, ("[label]", "[part]"), FILES),
-        "kind": Case(data, ("bytes", "tokens", "series"), (*FILES, "task.input=tokens")),
-        "target": Case(data, ("class", "labels", "numbers"), (*FILES, "task.label=[number]")),
-        "split": Case(data, ("fraction", "column"), FILES),
-        "val_fraction": Case(data, ("0.1", "0.2"), FILES),
-        "test_fraction": Case(data, ("0.1", "0.2"), FILES),
-        "split_column": Case(data, ("split", "part"), (*FILES, "task.split=column")),
-        "val_path": Case(data, ("val.jsonl", "other.jsonl", "null"), (*FILES, "task.split=file"),
-                         "task.split=file needs task.val_path, task.test_path or both"),
-        "test_path": Case(data, ("null", "other.jsonl"), (*FILES, "task.split=file", "task.val_path=val.jsonl")),
-        "seed": Case(data, ("0", "1"), FILES),
-        "max_length": Case(data, ("null", "5"), FILES),
-        "slices": Case(data, ("[]", "[part]"), FILES),
-    },
-    "TextConfig": {
-        "name": Case(data, ("text", "r8"), TEXT),
-        "packing": Case(data, ("false", "true"), TEXT),
-        "source": Case(data, ("offline", "lra"), TEXT, "task.path must be given for task.source=lra"),
-        "path": Case(data, ("aclImdb", "other", "null"), (*TEXT, *REVIEWS), "task.path must be given"),
-        "hub_id": Case(data, ("imdb", "nowhere"), (*TEXT, *ONLINE), "the Hub does not give nowhere"),
-        "hub_revision": Case(data, ("null", "x"), TEXT, "task.hub_revision (x) needs task.source=hub, got offline"),
-        "protocol": Case(data, ("default", "lra"), TEXT),
-        "max_length": Case(data, ("4096", "50"), TEXT),
-        "train_rows": Case(data, ("null", "20", "30"), TEXT),
-        "eval_rows": Case(data, ("null", "3", "5"), TEXT),
-        "seed": Case(data, ("0", "1"), TEXT),
-    },
-    "R8Config": {
-        "name": Case(data, ("r8",), R8),
-        "packing": Case(data, ("false", "true"), R8),
-        "max_length": Case(data, ("512", "50"), R8),
-        "train_rows": Case(data, ("null", "20", "30"), R8),
-        "eval_rows": Case(data, ("null", "3", "5"), R8),
-        "seed": Case(data, ("0", "1"), R8),
-    },
-    "RetrievalConfig": {
-        "name": Case(pair_rows, ("retrieval",), PAIRS),
-        "packing": Case(data, ("false", "true"), PAIRS),
-        "source": Case(pair_rows, ("offline", "lra"), PAIRS, "task.path must be given for task.source=lra"),
-        "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.path must be given"),
-        "hub_id": Case(pair_rows, ("OpenNLPLab/lra", "x"), PAIRS, "task.hub_id (x) needs task.source=hub, got offline"),
-        "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
-        "pairs": Case(model, ("nli", "concat"), PAIRS),
-        "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
-        "train_rows": Case(pair_rows, ("null", "20", "30"), PAIRS),
-        "eval_rows": Case(pair_rows, ("null", "3", "5"), PAIRS),
-        "seed": Case(pair_rows, ("0", "1"), PAIRS),
-    },
-    "DigitsConfig": {
-        "name": Case(data, ("digits",)),
-        "packing": Case(data, ("false", "true")),
-        "seed": Case(data, ("0", "1")),
-    },
-    "ImageConfig": {
-        "name": Case(data, ("image",), IMAGE),
-        "packing": Case(data, ("false", "true"), IMAGE),
-        "source": Case(data, ("offline", "lra"), IMAGE, "task.source=lra needs task.path"),
-        "path": Case(data, ("cifar", "cifar_other", "null"), CIFAR, "task.source=lra needs task.path"),
-        "hub_id": Case(data, ("hub", "hub_other"), HUB),
-        "hub_revision": Case(source, ("null", "x"), HUB),
-        "kind": Case(data, ("tokens", "series"), IMAGE),
-        "order": Case(data, ("row", "snake", "hilbert", "permuted"), IMAGE),
-        "order_seed": Case(data, ("0", "1"), (*IMAGE, "task.order=permuted")),
-        "protocol": Case(data, ("default", "lra", "s4"), CIFAR),
-        "seed": Case(data, ("0", "1"), IMAGE),
-        "train_rows": Case(data, ("40", "41"), IMAGE),
-        "eval_rows": Case(data, ("null", "5"), IMAGE),
-    },
-    "GreyConfig": {
-        "name": Case(data, ("fashion", "smnist"), (*GREY, "task.path=idx")),
-        "packing": Case(data, ("false", "true"), GREY),
-        "path": Case(data, ("null", "idx"), GREY),
-        "side": Case(data, ("14", "28", "20"), GREY, "task.side (20) must be 28 or 14"),
-        "kind": Case(data, ("tokens", "series"), GREY),
-        "order": Case(data, ("row", "snake", "hilbert", "permuted"), GREY),
-        "order_seed": Case(data, ("0", "1"), (*GREY, "task.order=permuted")),
-        "seed": Case(data, ("0", "1"), GREY),
-        "train_rows": Case(data, ("null", "40"), GREY),
-        "eval_rows": Case(data, ("null", "5"), GREY),
     },
     "EncoderConfig": {
         "name": Case(model, ("encoder", "vision", "based", "transnormer")),
@@ -356,7 +160,7 @@ CASES: dict[str, dict[str, Case]] = {
 }  # fmt: skip
 
 
-CASES |= mixer_options.MIXERS
+CASES |= mixer_options.MIXERS | TASKS
 CLASSES = {cls.__name__: (cls, f"{group}.") for group in GROUPS for cls in members(group).values()}
 LEAVES = [(name, leaf) for name, cases in CASES.items() for leaf in cases]
 
@@ -386,6 +190,8 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     text_cases.small(monkeypatch)
     monkeypatch.setattr("tsla.run._train_and_test", lambda *_, **__: None)
+    for module in ("series", "dna"):
+        monkeypatch.setattr(f"tsla.tasks.{module}.package_file", package_file)
     case = CASES[name][leaf]
     key = (CLASSES[name][1] if name in CLASSES else "") + leaf
     key = key.removesuffix(".name") if key.count(".") and leaf == "name" else key
@@ -393,11 +199,7 @@ def test_changing_an_option_changes_something(name, leaf, tmp_path, monkeypatch)
     for at, value in enumerate(case.values):
         (tmp_path / str(at)).mkdir()
         monkeypatch.chdir(tmp_path / str(at))
-        write_own_files()
-        if name in ("ImageConfig", "GreyConfig"):
-            write_images(monkeypatch)
-        if name in ("TextConfig", "RetrievalConfig", "R8Config"):
-            write_texts()
+        prepare(name, monkeypatch)
         arguments = (*SMALL, *case.arguments, f"{key}={value}")
         if case.error is not None and value == case.values[-1]:
             with pytest.raises((ValueError, OSError)) as caught:

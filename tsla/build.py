@@ -22,14 +22,18 @@ from tsla.config.schema import (
 )
 from tsla.config.tasks import (
     DigitsConfig,
+    DnaStrandConfig,
     FilesConfig,
     GreyConfig,
     ImageConfig,
+    InductionConfig,
     ListOpsConfig,
     MqarConfig,
     PathfinderConfig,
     R8Config,
     RetrievalConfig,
+    SelectiveCopyConfig,
+    SeriesConfig,
     TaskOptions,
     TextConfig,
 )
@@ -40,13 +44,16 @@ from tsla.ops import native
 from tsla.ops.measured import auto_crossover
 from tsla.tasks.base import Task, TaskSpec, parse_spec
 from tsla.tasks.digits import Digits
+from tsla.tasks.dna import DnaStrand
 from tsla.tasks.files import Files
 from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
 from tsla.tasks.pathfinder import Pathfinder
+from tsla.tasks.recall import Induction, SelectiveCopy
 from tsla.tasks.retrieval import Retrieval
+from tsla.tasks.series import Series
 from tsla.tasks.texts import TextClasses
 from tsla.training.clock import Limits
 from tsla.training.fit import FitSettings
@@ -68,6 +75,14 @@ def build_task(config: Config) -> Task:
             return Images(**_own(c), cache_dir=Path(config.data_dir))
         case MqarConfig() as c:
             return Mqar(**_own(c), cache_dir=Path(config.data_dir))
+        case InductionConfig() as c:
+            return Induction(**_own(c), cache_dir=Path(config.data_dir))
+        case SelectiveCopyConfig() as c:
+            return SelectiveCopy(**_own(c), cache_dir=Path(config.data_dir))
+        case SeriesConfig() as c:
+            return Series(**_own(c), cache_dir=Path(config.data_dir))
+        case DnaStrandConfig() as c:
+            return DnaStrand(**_own(c), cache_dir=Path(config.data_dir))
         case FilesConfig() as c:
             return Files(**_own(c), cache_dir=Path(config.data_dir))
         case TextConfig() | R8Config() as c:

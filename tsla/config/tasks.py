@@ -12,6 +12,8 @@ GREY = ("fashion", "smnist")
 CIFAR = "uoft-cs/cifar10"  # on the Hub
 SOURCES = ("offline", "lra", "hub")
 PATHFINDER = ("pathfinder", "pathfinder_64", "pathx")
+SERIES = ("ACSF1", "ArrowHead", "BasicMotions", "Covid3Month_disc", "GunPoint", "ItalyPowerDemand", "JapaneseVowels",
+          "OSULeaf", "PickupGestureWiimoteZ")  # fmt: skip
 
 
 @dataclass
@@ -111,6 +113,60 @@ class MqarConfig(TaskOptions):
 
 
 @dataclass
+class InductionConfig(TaskOptions):
+    """Induction heads, generated: what followed a special token. Segments are written as length/rows."""
+
+    name: str = option("induction", "the task", choices=("induction",))
+    vocab_size: int = option(16, "tokens, the last of them the special one", low=4, high=65_535)
+    train: list[str] = option(["256/20000"], "segments of the training split")
+    val: list[str] = option(["256/1000"], "segments of the validation split")
+    test: list[str] = option(["256/1000", "512/1000", "1024/1000"], "segments of the test split")
+    seed: int = option(0, "of the rows, apart from the run's seed", low=0)
+
+
+@dataclass
+class SelectiveCopyConfig(TaskOptions):
+    """Selective copying, generated: the tokens among noise, in order. Segments are written as length/data/rows."""
+
+    name: str = option("selective_copy", "the task", choices=("selective_copy",))
+    vocab_size: int = option(16, "tokens: noise, the one that asks, and data", low=4, high=65_535)
+    train: list[str] = option(["256/8/20000"], "segments of the training split")
+    val: list[str] = option(["256/8/1000"], "segments of the validation split")
+    test: list[str] = option(["256/8/1000", "512/8/1000"], "segments of the test split")
+    seed: int = option(0, "of the rows, apart from the run's seed", low=0)
+
+
+@dataclass
+class SeriesConfig(TaskOptions):
+    """Real-valued series of the UCR and UEA archives, from the package aeon, or your own pair of .ts files."""
+
+    name: str = option("series", "the task", choices=("series",))
+    dataset: str = option("JapaneseVowels", "which of those in the package", choices=SERIES)
+    path: str | None = option(
+        None, "a folder with one NAME_TRAIN.ts and NAME_TEST.ts, or the first file, to read instead"
+    )
+    val_fraction: float = option(0.2, "of the training rows, for validation", above=0, high=0.9)
+    seed: int = option(0, "of the draw of validation rows, apart from the run's seed", low=0)
+    train_rows: int | None = option(None, "rows of the training split at most; null keeps all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null keeps all", low=1)
+
+
+@dataclass
+class DnaStrandConfig(TaskOptions):
+    """The strand that a gene is on, from windows of the genome in the package any2fasta-examples, or of your own."""
+
+    name: str = option("dna_strand", "the task", choices=("dna_strand",))
+    path: str | None = option(None, "a GenBank file to read instead, gzipped or not")
+    length: int = option(512, "bases of a window", low=6, high=10_000)
+    min_gene: int = option(600, "genes of fewer bases are left out", low=12)
+    val_fraction: float = option(0.1, "of the regions of 10,000 bases, for validation", above=0, high=1)
+    test_fraction: float = option(0.2, "of the regions, for the test", above=0, high=1)
+    seed: int = option(0, "of windows and splits, apart from the run's seed", low=0)
+    train_rows: int | None = option(None, "rows of the training split at most; null keeps all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null keeps all", low=1)
+
+
+@dataclass
 class FilesConfig(TaskOptions):
     """Your own data: files, folders of texts, a saved data set or one of the Hub. See `tsla data inspect`."""
 
@@ -200,6 +256,6 @@ class PathfinderConfig(TaskOptions):
 # Tasks of images, as long as their pixels are read row by row.
 IMAGES = ("digits", "image", "fashion", "smnist", *PATHFINDER)
 TaskConfig = (
-    ListOpsConfig | DigitsConfig | ImageConfig | GreyConfig | PathfinderConfig | MqarConfig | TextConfig | R8Config
-    | RetrievalConfig | FilesConfig
+    ListOpsConfig | DigitsConfig | ImageConfig | GreyConfig | PathfinderConfig | MqarConfig | InductionConfig
+    | SelectiveCopyConfig | TextConfig | R8Config | RetrievalConfig | SeriesConfig | DnaStrandConfig | FilesConfig
 )  # fmt: skip

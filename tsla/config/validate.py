@@ -12,14 +12,18 @@ from tsla.config.schema import (
 from tsla.config.tasks import (
     CIFAR,
     IMAGES,
+    DnaStrandConfig,
     FilesConfig,
     GreyConfig,
     ImageConfig,
+    InductionConfig,
     ListOpsConfig,
     MqarConfig,
     PathfinderConfig,
     PixelsConfig,
     RetrievalConfig,
+    SelectiveCopyConfig,
+    SeriesConfig,
     TextConfig,
 )
 
@@ -36,6 +40,13 @@ def _task(config: Config) -> Iterator[str]:
     if isinstance(task, MqarConfig):
         for split in ("train", "val", "test"):
             yield from _segments(task, split)
+    if isinstance(task, InductionConfig | SelectiveCopyConfig):
+        for split in ("train", "val", "test"):
+            yield from _recall(task, split)
+    if isinstance(task, SeriesConfig) and task.path is not None and task.dataset != "JapaneseVowels":
+        yield f"task.dataset ({task.dataset}) is of the package: leave it out where task.path ({task.path}) is read"
+    if isinstance(task, DnaStrandConfig):
+        yield from _dna(task)
     if isinstance(task, FilesConfig):
         yield from _files(task)
     if isinstance(task, PathfinderConfig):
@@ -130,6 +141,29 @@ def _segments(task: MqarConfig, split: str) -> Iterator[str]:
             yield f"task.vocab_size ({task.vocab_size}) must be above the length and twice the pairs of {text}"
 
 
+def _recall(task: InductionConfig | SelectiveCopyConfig, split: str) -> Iterator[str]:
+    copying = isinstance(task, SelectiveCopyConfig)
+    form = "length/data/rows, such as 256/8/1000" if copying else "length/rows, such as 256/1000"
+    segments = getattr(task, split)
+    if not segments:
+        yield f"task.{split} ([]) must name at least one segment: {form}"
+    for text in segments:
+        parts = text.split("/")
+        fits = len(parts) == (3 if copying else 2) and all(part.isdecimal() and int(part) for part in parts)
+        if not fits or int(parts[0]) < (int(parts[1]) if copying else 3):
+            least = "the length at least the data tokens" if copying else "the length at least 3"
+            yield f"task.{split} ({text!r}) must have the form {form}, {least}"
+
+
+def _dna(task: DnaStrandConfig) -> Iterator[str]:
+    if task.min_gene < task.length + 6:
+        yield (f"task.min_gene ({task.min_gene}) must be at least task.length + 6 ({task.length + 6}): the first and "
+               "last codon are left out")  # fmt: skip
+    if task.val_fraction + task.test_fraction >= 1:
+        yield (f"task.val_fraction ({task.val_fraction}) and task.test_fraction ({task.test_fraction}) must leave "
+               "regions to train: their sum must be below 1")  # fmt: skip
+
+
 def _mixer(config: Config) -> Iterator[str]:
     mixer, model = config.mixer, config.model
     yield from _directions(config)
@@ -187,11 +221,11 @@ def _model(config: Config) -> Iterator[str]:
         yield "model.pool=cls puts a token before a row, and task.packing=true leaves no room: use mean or attention"
     if model.pool == "cls" and model.causal:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
-    if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig):
-        if not model.causal:
-            yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
-        if model.pool != "mean":
-            yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
+    if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig) and not model.causal:
+        yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
+    scores_tokens = isinstance(config.task, MqarConfig | InductionConfig | SelectiveCopyConfig)
+    if scores_tokens and model.pool != "mean" and not isinstance(model, VisionConfig):
+        yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
     if len(model.layers) > model.depth:
         yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
     known = members("mixer")

@@ -38,6 +38,13 @@ def assign(
     return splits
 
 
+def fewer(rows: Indices, count: int | None) -> Indices:
+    """The first `count` of a fixed shuffle of `rows`, in rising order, or all where there are no more; None: all."""
+    if count is None or count >= len(rows):
+        return rows
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count])
+
+
 def by_name(cells: Sequence[object], place: str) -> list[str]:
     """The split that each cell of a column names: train, val or test, or another usual word for it.
 
