@@ -131,7 +131,7 @@ def test_tasks_of_images_are_those_that_say_so():
 
 
 def test_config_and_task_agree_on_the_size_of_images():
-    assert set(IMAGES) == {"digits", *SIDES}
+    assert set(IMAGES) == {"digits", *SIDES, *PATHFINDER_SIZES}
     assert compose(["experiment=digits"]).task.image() == Digits().spec.image
     for name, size in PATHFINDER_SIZES.items():
         assert compose([f"task={name}"]).task.image() == (size, size)

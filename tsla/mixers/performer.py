@@ -75,26 +75,27 @@ class FavorFeatures(FeatureMap):
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         if self.kind == "relu":
             return (relu(self._turned(x)) + 1e-3) * self.dim_out**-0.5
-        exponent = self._exponents(x)
+        turned = self._turned(x)
+        exponent = torch.cat([turned, -turned], dim=-1) if self.kind == "hyperbolic" else turned
         if is_query:  # any number will do: it is the query's own, and `log_scale` knows it
-            return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
+            return (exponent - self._largest(turned)[..., None]).exp()
         size = -log(self.dim_out) / 2
         exponent = exponent - (_half_square(x) - (self.shift() + size))[..., None]
         return threshold(exponent, size - REACH, size - REACH).exp()  # `clamp` would do, in a slower backward pass
 
     def log_scale(self, q: Tensor) -> Tensor:
         """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""
-        left_out = self._exponents(q.detach()).amax(-1) - _half_square(q)
+        left_out = self._largest(self._turned(q.detach())) - _half_square(q)
         return left_out - self.shift() - log(self.dim_out) / 2
 
     def _turned(self, x: Tensor) -> Tensor:
         """w_r.x' of every row."""
         return x * x.shape[-1] ** -0.25 @ self.projection.to(x.dtype).T
 
-    def _exponents(self, x: Tensor) -> Tensor:
-        """w_r.x' of every row, and of their opposites if hyperbolic."""
-        turned = self._turned(x)
-        return torch.cat([turned, -turned], dim=-1) if self.kind == "hyperbolic" else turned
+    def _largest(self, turned: Tensor) -> Tensor:
+        """The largest exponent of each token, of opposite rows too if hyperbolic; without a gradient."""
+        turned = turned.detach()
+        return (turned.abs() if self.kind == "hyperbolic" else turned).amax(-1)
 
 
 def _half_square(x: Tensor) -> Tensor:

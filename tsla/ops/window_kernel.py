@@ -5,7 +5,7 @@ The weight of a pair is exp(scale q.k) on a sparse support and phi(q).phi(k) off
 """
 
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ def window_kernel_attention(
     check_kernel_options(q, k, v, False, None, state, False, fk.shape[-1], BLOCK)
     if n == 0:
         return v.new_zeros(b, h, 0, v.shape[-1], dtype=q.dtype)
+    if key_mask is not None and key_mask.device.type == "cpu" and bool(key_mask.all()):  # a GPU would have to be asked
+        key_mask = None
     dtype, blocks = accumulation_dtype(q.dtype), _cut(n, m, window, causal)
     with full_precision(q.device):
         scaled = q.to(dtype) * (d**-0.5 if scale is None else scale)
@@ -78,10 +80,9 @@ def window_kernel_attention(
         queries, features = (blocks.queries(x, k.shape[1]) for x in (scaled, fq))
         values = blocks.stretches(v).transpose(-1, -2)
         shape = (h // k.shape[1], blocks.size)  # of the queries of a block, head by head
-        scores = (queries @ blocks.stretches(k)).unflatten(3, shape)  # products are ours alone, so filled in place
-        scores = scores.masked_fill_(~(near & real), -inf).flatten(3, 4)
-        weights = (features @ blocks.stretches(fk)).unflatten(3, shape)
-        weights = weights.masked_fill_(~(seen & ~near & real), 0.0).flatten(3, 4)
+        hidden, others = (_rows(~(pairs & real), shape[0]) for pairs in (near, seen & ~near))
+        scores = _Filled.apply(queries @ blocks.stretches(k), hidden, -inf)
+        weights = _Filled.apply(features @ blocks.stretches(fk), others, 0.0)
         most = scores.amax(-1, keepdim=True)
         exact = (scores - finite(most).detach()).exp() @ values
         kernel = weights @ values
@@ -90,6 +91,26 @@ def window_kernel_attention(
         own = queries.new_zeros(()) if log_scale is None else blocks.queries(log_scale.to(dtype)[..., None], k.shape[1])
         out = one_denominator(exact, most, kernel, own, relative)
         return blocks.joined(out.unflatten(3, shape))[:, :, :n].to(q.dtype)
+
+
+class _Filled(torch.autograd.Function):
+    """A product with `value` where `mask`, in place, which autograd's own operation is only at the price of copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, value: float) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(mask)
+        return x.masked_fill_(mask, value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return grad.masked_fill(mask, 0.0), None, None
+
+
+def _rows(mask: Tensor, heads: int) -> Tensor:
+    """``(..., 1, size, s)`` for the queries of so many heads, one after another: ``(..., heads size, s)``."""
+    return mask.expand(*mask.shape[:-3], heads, *mask.shape[-2:]).flatten(-3, -2)
 
 
 def one_denominator(exact: Tensor, most: Tensor, kernel: Tensor, log_scale: Tensor, relative: bool) -> Tensor:
