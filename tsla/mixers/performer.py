@@ -75,27 +75,24 @@ class FavorFeatures(FeatureMap):
     def forward(self, x: Tensor, *, is_query: bool, places: Tensor | None = None) -> Tensor:
         if self.kind == "relu":
             return (relu(self._turned(x)) + 1e-3) * self.dim_out**-0.5
-        turned = self._turned(x)
-        exponent = torch.cat([turned, -turned], dim=-1) if self.kind == "hyperbolic" else turned
+        exponent = self._turned(x, both=self.kind == "hyperbolic")
         if is_query:  # any number will do: it is the query's own, and `log_scale` knows it
-            return (exponent - self._largest(turned)[..., None]).exp()
+            return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
         size = -log(self.dim_out) / 2
         exponent = exponent - (_half_square(x) - (self.shift() + size))[..., None]
         return threshold(exponent, size - REACH, size - REACH).exp()  # `clamp` would do, in a slower backward pass
 
     def log_scale(self, q: Tensor) -> Tensor:
         """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""
-        left_out = self._largest(self._turned(q.detach())) - _half_square(q)
+        turned = self._turned(q.detach())
+        largest = (turned.abs() if self.kind == "hyperbolic" else turned).amax(-1)
+        left_out = largest - _half_square(q)
         return left_out - self.shift() - log(self.dim_out) / 2
 
-    def _turned(self, x: Tensor) -> Tensor:
-        """w_r.x' of every row."""
-        return x * x.shape[-1] ** -0.25 @ self.projection.to(x.dtype).T
-
-    def _largest(self, turned: Tensor) -> Tensor:
-        """The largest exponent of each token, of opposite rows too if hyperbolic; without a gradient."""
-        turned = turned.detach()
-        return (turned.abs() if self.kind == "hyperbolic" else turned).amax(-1)
+    def _turned(self, x: Tensor, *, both: bool = False) -> Tensor:
+        """w_r.x' of every row, and of their opposites if `both`."""
+        rows = self.projection.to(x.dtype)
+        return x * x.shape[-1] ** -0.25 @ (torch.cat([rows, -rows]) if both else rows).T
 
 
 def _half_square(x: Tensor) -> Tensor:
