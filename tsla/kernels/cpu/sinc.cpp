@@ -13,7 +13,8 @@ constexpr float FLOOR = 1e-12f;  // as in tsla/ops/sinc.py
 constexpr float NEAR = 1;        // of x^2: below, where differences cancel, polynomials of the least relative error
 constexpr float FAR = 1e18f;     // of x^2: beyond, sinc^2 is nothing beside FLOOR
 
-struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side, with W more of any value after them
+struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side, with W more of any value after
+                // them
     const float *x, *sin, *cos;
     int64_t batch, channel;
 };
@@ -78,10 +79,10 @@ struct Product {
     }
 };
 
-struct Angles {  // sinc.py has the same struct
-    const float *from, *radius;     // (b, d, count) at the strides that follow;  (d)
+struct Angles {                  // sinc.py has the same struct
+    const float *from, *radius;  // (b, d, count) at the strides that follow;  (d)
     int64_t batch, channel, token;
-    float *x, *sin, *cos;           // (b, d, ld), of which the first `count` are filled
+    float *x, *sin, *cos;  // (b, d, ld), of which the first `count` are filled
     int64_t b, d, count, ld, threads;
 };
 
