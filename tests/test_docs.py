@@ -16,6 +16,7 @@ from tsla.bench.options import parse_attention, parse_crossover, parse_decode, p
 from tsla.config import compose
 from tsla.config.distill import parse_distill
 from tsla.config.grid import cells_of, read_suite, suite_of
+from tsla.data_command import composed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,6 +83,10 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
         case ["tsla", "data", "inspect", *_]:
             assert cli.main(line[1:]) == 1
             assert "is not on this disk" in capsys.readouterr().err
+        case ["tsla", "data", "list"]:
+            assert cli.main(line[1:]) == 0
+        case ["tsla", "data", "prepare" | "verify" | "baselines", name, *arguments]:
+            assert composed(name, arguments)
         case ["tsla", "eval" | "report" | "predict", *_]:
             assert cli.main(line[1:]) == 2
             assert "does not exist" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def data(arguments: list[str]) -> int:
             print(_listed())
             return 0
         case ["prepare" | "verify" | "baselines" as verb, name, *rest]:
-            config = _composed(name, rest)
+            config = composed(name, rest)
             from tsla.build import build_task
 
             task = build_task(config)
@@ -57,7 +57,7 @@ def _inspect(path: str, rest: Sequence[str]) -> int:
     return 0
 
 
-def _composed(name: str, rest: Sequence[str]) -> Config:
+def composed(name: str, rest: Sequence[str]) -> Config:
     """The config of an experiment or a task of that name, with options of the task, or `data_dir=`."""
     for group in ("experiment", "task"):  # an experiment says more of its task
         if name in group_choices(group):
@@ -86,7 +86,7 @@ def _listed() -> str:
         fact = FACTS[name]
         lines = ""
         if name != "files":
-            task = build_task(_composed(name, []))
+            task = build_task(composed(name, []))
             with suppress(NotBuilt), only_built():
                 lines = "  ".join(f"{rule} {score:.3f}" for rule, score in task.references().items())
         shown.add_row(name, *(Text(text) for text in (fact.source, fact.licence, fact.size, lines)))
