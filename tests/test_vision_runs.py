@@ -115,8 +115,8 @@ def test_a_dry_run(tmp_path, monkeypatch, capsys):
 def test_without_images_it_is_refused_before_anything_is_loaded(capsys):
     assert runs.train("model=vision") == 2
     assert (
-        "model=vision needs a task of images (digits, image, fashion, smnist), which task=listops_short is not"
-        in capsys.readouterr().err
+        "model=vision needs a task of images (digits, image, fashion, smnist, pathfinder, "
+        "pathfinder_64, pathx), which task=listops_short is not" in capsys.readouterr().err
     )
     config = compose(VISION)
     with pytest.raises(ValueError, match=r"model=vision needs a task of images, which x is not"):

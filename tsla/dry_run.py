@@ -6,7 +6,7 @@ from rich.table import Table
 from tsla import build
 from tsla.config import Config
 from tsla.models import account
-from tsla.models.account import example_input
+from tsla.models.account import example_input, rows_of
 from tsla.models.summary import summarise
 from tsla.run import initial_model, print_config
 from tsla.tasks.base import TaskSpec
@@ -63,6 +63,6 @@ def _layers(model: build.Model, spec: TaskSpec) -> Table:
         table.add_column(heading, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("output")
-    for part in summarise(model, example_input(spec.max_length, spec.channels)):
+    for part in summarise(model, example_input(spec.max_length, spec.channels, rows=rows_of(model))):
         table.add_row(part.name, part.kind, f"{part.parameters:,}", " × ".join(map(str, part.shape)))
     return table

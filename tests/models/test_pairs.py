@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from tsla.mixers import TaylorAttention
 from tsla.models import Encoder, SequenceClassifier
+from tsla.models.account import account
 from tsla.models.classifier import PairHead
 
 DIM = 8
@@ -57,3 +58,11 @@ def test_packed_pairs_are_padded_pairs():
 def test_other_pairs_are_refused():
     with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of '', concat, nli$"):
         model("sum")
+
+
+def test_costs_of_a_token_are_those_of_one_sequence():
+    """Of two sequences, but for the head, which is one more."""
+    two = account(model(), 40)
+    head = 2 * (4 * DIM * DIM + 3 * DIM) / 80
+    assert two.flops_per_token == pytest.approx(account(model(""), 40).flops_per_token - 2 * 3 * DIM / 40 + head)
+    assert two.state_bytes == account(model(""), 40).state_bytes

@@ -78,16 +78,18 @@ class FavorFeatures(FeatureMap):
         exponent = self._turned(x, both=self.kind == "hyperbolic")
         if is_query:  # any number will do: it is the query's own, and `log_scale` knows it
             return (exponent - exponent.detach().amax(-1, keepdim=True)).exp()
-        size = -log(self.dim_out) / 2
-        exponent = exponent - (_half_square(x) - (self.shift() + size))[..., None]
-        return threshold(exponent, size - REACH, size - REACH).exp()  # `clamp` would do, in a slower backward pass
+        least = -REACH - log(self.dim_out) / 2
+        exponent = (exponent - _half_square(x)[..., None]).add_(self._added())
+        return threshold(exponent, least, least).exp()  # `clamp` would do, in a slower backward pass
 
     def log_scale(self, q: Tensor) -> Tensor:
         """What `forward` leaves out of a query's features, and what it adds to all keys' exponents, taken back."""
-        turned = self._turned(q.detach())
-        largest = (turned.abs() if self.kind == "hyperbolic" else turned).amax(-1)
-        left_out = largest - _half_square(q)
-        return left_out - self.shift() - log(self.dim_out) / 2
+        largest = self._turned(q.detach(), both=self.kind == "hyperbolic").amax(-1)
+        return largest - _half_square(q) - self._added() - log(self.dim_out)
+
+    def _added(self) -> Tensor:
+        """`shift`, and what divides by sqrt(m): one number, so that what rounds off it is taken back too."""
+        return self.shift() - log(self.dim_out) / 2
 
     def _turned(self, x: Tensor, *, both: bool = False) -> Tensor:
         """w_r.x' of every row, and of their opposites if `both`."""

@@ -37,10 +37,11 @@ def account(model: nn.Module, length: int, *, channels: int | None = None) -> Ac
     inner = {id(part) for m in mixers for part in m.modules() if part is not m}  # counted by the mixer they are part of
     lengths = [(m, _note_length(m)) for m in mixers if id(m) not in inner]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(example_input(length, channels))
+        given = example_input(length, channels, rows=rows_of(model))
+        twin(given)
     return Account(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops_per_token=counter.get_total_flops() / length,
+        flops_per_token=counter.get_total_flops() / (length * len(given)),
         state_bytes=sum(m.state_bytes(max(seen)) for m, seen in lengths if seen),
     )
 
@@ -57,8 +58,13 @@ def _note_length(mixer: Mixer) -> list[int]:
     return seen
 
 
-def example_input(length: int, channels: int | None = None) -> Tensor:
-    """One sequence of zeros on the meta device, as a model of token ids or of `channels` numbers takes it."""
+def rows_of(model: nn.Module) -> int:
+    """Sequences that a model needs at least: two if it compares them."""
+    return 2 if getattr(model, "pairs", "") else 1
+
+
+def example_input(length: int, channels: int | None = None, *, rows: int = 1) -> Tensor:
+    """Sequences of zeros on the meta device, as a model of token ids or of `channels` numbers takes them."""
     if channels is None:
-        return torch.zeros(1, length, dtype=torch.long, device="meta")
-    return torch.zeros(1, length, channels, device="meta")
+        return torch.zeros(rows, length, dtype=torch.long, device="meta")
+    return torch.zeros(rows, length, channels, device="meta")

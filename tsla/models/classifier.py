@@ -77,7 +77,7 @@ class SequenceClassifier(nn.Module):
             raise ValueError("pool 'cls' adds a token, which has no place in a grid: use mean or attention")
         if num_classes < 1:
             raise ValueError(f"num_classes ({num_classes}) must be at least 1")
-        self.encoder, self.pool = encoder, pool
+        self.encoder, self.pool, self.pairs = encoder, pool, pairs
         self.cls = nn.Parameter(torch.randn(encoder.dim) * encoder.dim**-0.5) if pool == "cls" else None
         self.score = nn.Linear(encoder.dim, 1, bias=False) if pool == "attention" else None
         self.dropout = nn.Dropout(dropout)
