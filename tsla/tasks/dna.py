@@ -13,6 +13,7 @@ from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.genbank import BASES, Record, read_genbank
 from tsla.tasks.packages import Package, Unavailable, package_file
+from tsla.tasks.sources import split_limits
 from tsla.tasks.splitting import assign, fewer
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
@@ -71,15 +72,12 @@ class DnaStrand:
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(f"val_fraction ({val_fraction}) and test_fraction ({test_fraction}) must be above 0, and "
                              "their sum below 1")  # fmt: skip
-        for option, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
-            if rows is not None and rows < 1:
-                raise ValueError(f"{option} ({rows}) must be at least 1, or None for all")
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"path ({path}) must be a GenBank file")
         self.name, self.path = name, None if path is None else Path(path)
         self.length, self.min_gene, self.seed = length, min_gene, seed
         self.fractions = {"val": val_fraction, "test": test_fraction}
-        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
 
     @property

@@ -19,6 +19,7 @@ from tsla.tasks.cache import cached
 from tsla.tasks.cifar import Labelled
 from tsla.tasks.image_sources import Parts, Source, fashion, image, mnist
 from tsla.tasks.pixel_orders import ORDERS, pixel_order, shuffled
+from tsla.tasks.sources import split_limits
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
 VERSION = 1  # of rows, splits and reference lines: raised with any change to them
@@ -72,9 +73,6 @@ class Images:
         for option, (value, allowed) in known.items():
             if value not in allowed:
                 raise ValueError(f"{option} ({value!r}) must be one of {', '.join(map(str, allowed))}")
-        for option, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
-            if rows is not None and rows < 1:
-                raise ValueError(f"{option} ({rows}) must be at least 1, or None for all")
         if name != "image" and source != "offline":
             raise ValueError(f"source ({source!r}) belongs to image; {name} is given by a path, or from its package")
         if name == "image" and (path is not None) != (source == "lra"):
@@ -84,7 +82,7 @@ class Images:
         self.name, self.kind, self.protocol, self.seed = name, kind, protocol, seed
         self.side = side or SIDES[name][0]
         self.order, self.order_seed = order, order_seed
-        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
         self.source = self._source(source, None if path is None else Path(path), hub_id, hub_revision)
 

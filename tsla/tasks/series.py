@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.packages import Package, Unavailable, package_file
+from tsla.tasks.sources import split_limits
 from tsla.tasks.splitting import assign, fewer
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.ts_files import TsFile, read_ts
@@ -59,11 +60,8 @@ class Series:
             raise ValueError(f"dataset ({dataset!r}) must be one of {', '.join(DATASETS)}")
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction ({val_fraction}) must be above 0 and below 1")
-        for option, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
-            if rows is not None and rows < 1:
-                raise ValueError(f"{option} ({rows}) must be at least 1, or None for all")
         self.name, self.dataset, self.val_fraction, self.seed = name, dataset, val_fraction, seed
-        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.limits = split_limits(train_rows, eval_rows)
         self.files = None if path is None else _pair(Path(path))
         self.cache_dir = Path(cache_dir)
 

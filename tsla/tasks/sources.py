@@ -6,15 +6,24 @@ from numpy.typing import NDArray
 SOURCES = ("offline", "lra", "hub")
 
 
-def check_source(source: str, path: object, *, train_rows: int | None, eval_rows: int | None, seed: int) -> None:
+def split_limits(train_rows: int | None, eval_rows: int | None) -> dict[str, int | None]:
+    """How many rows each split has at most; None takes all.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    for name, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
+        if rows is not None and rows < 1:
+            raise ValueError(f"{name} ({rows}) must be at least 1, or None for all")
+    return {"train": train_rows, "val": eval_rows, "test": eval_rows}
+
+
+def check_source(source: str, path: object, *, seed: int) -> None:
     """Raise ValueError unless the options that such tasks share go together."""
     if source not in SOURCES:
         raise ValueError(f"source ({source!r}) must be one of {', '.join(SOURCES)}")
     if (path is None) == (source == "lra"):
         raise ValueError(f"path ({path}) must be given for source=lra, and for no other: source is {source}")
-    for name, rows in (("train_rows", train_rows), ("eval_rows", eval_rows)):
-        if rows is not None and rows < 1:
-            raise ValueError(f"{name} ({rows}) must be at least 1, or None for all")
     if seed < 0:
         raise ValueError(f"seed ({seed}) must be at least 0")
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.packages import Unavailable
-from tsla.tasks.sources import check_source, first_rows
+from tsla.tasks.sources import check_source, first_rows, split_limits
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.text_references import class_lines
 from tsla.tasks.text_sources import (
@@ -63,7 +63,7 @@ class TextClasses:
         train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
-        check_source(source, path, train_rows=train_rows, eval_rows=eval_rows, seed=seed)
+        check_source(source, path, seed=seed)
         if name not in ("text", "r8") or (name == "r8" and source != "offline"):
             raise ValueError(f"name ({name!r}) must be text, or r8 with source=offline")
         if protocol not in PROTOCOLS:
@@ -75,7 +75,7 @@ class TextClasses:
         self.source, self.root = source, None if path is None else imdb_folder(Path(path).expanduser())
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.protocol, self.max_length, self.seed = protocol, max_length, seed
-        self.limits = {"train": train_rows, "val": eval_rows, "test": eval_rows}
+        self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
 
     @property
