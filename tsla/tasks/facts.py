@@ -32,7 +32,7 @@ FACTS = {
     "pathfinder_64": Facts("generated, or Long Range Arena's: yours", OURS, "160,000 x 4,096"),
     "pathx": Facts("generated, or Long Range Arena's: yours", OURS, "160,000 x 16,384"),
     "induction": Facts("generated", OURS, "50,000 x 16-256"),
-    "selective_copy": Facts("generated, as Mamba does", OURS, "50,000 x 24-264"),
+    "selective_copy": Facts("generated, as Mamba does", OURS, "50,000 x 20-264"),
     "series": Facts("UCR and UEA archives, in aeon; or yours", "BSD-3-Clause (aeon)", "216 x 7-29 steps"),
     "dna_strand": Facts("Leptospira kirschneri, by a Debian package; or yours", "GPL-3 (the package)", "3,191 x 512"),
     "text": Facts("IMDb: yours or the Hub's; else 20 Newsgroups", "see the source", "10,163 x 1-1,024 bytes"),
