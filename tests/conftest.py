@@ -13,7 +13,8 @@ import torch
 
 from tsla import native
 
-os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels run on the CPU, where a test asks for them
+# The GPU's kernels run on the CPU, where a test asks for them and there is no GPU.
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's, so that native code is compiled once
     EMPTY = tempfile.TemporaryDirectory(prefix="tsla-cache-")

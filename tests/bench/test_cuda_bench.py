@@ -301,10 +301,10 @@ def test_based_by_its_formula(monkeypatch, kv_heads):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("causal", [False, True])
-def test_on_a_gpu(causal):
+def test_on_a_gpu(causal, monkeypatch):
     """Whoever is there is right, and ours are replayed as graphs."""
+    monkeypatch.undo()  # the compiler of FlexAttention makes memory by torch.empty as well
     case = Case(16, 64, 4, 4, 1, 512, causal, True, "bfloat16", CUDA)
     found = {one.name: one for one in judge(case, [*implementations(CUDA).values()], seconds=0, memory=True)}
     assert not [one for one in found.values() if one.problem.startswith("wrong")]

@@ -174,3 +174,10 @@ def test_wrong_decays_and_states_are_refused_and_not_cut_to_fit():
             taylor_attention(**x, cu_seqlens=cu, state=wrong)
     with pytest.raises(ValueError, match=r"^cu_seqlens must be a tensor, got list$"):
         taylor_attention(**x, cu_seqlens=[0, 4, 9])
+
+
+def test_a_default_device_changes_nothing():
+    """Bounds are counted on the CPU, whatever torch makes elsewhere."""
+    with torch.device("meta"):
+        (group,) = groups(torch.tensor([0, 3, 7], device="cpu"))
+    assert group.sequences.tolist() == [0, 1] and group.places.device.type == "cpu"

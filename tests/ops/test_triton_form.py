@@ -1,4 +1,7 @@
-"""impl="triton", interpreted on the CPU, against the formula in fp64: no more than twice the error of torch in fp32."""
+"""impl="triton" against the formula in fp64: no more than twice the error of torch in fp32.
+
+Triton's interpreter runs the kernels on the CPU, slowly; where there is a GPU, that compiles and runs them.
+"""
 
 from functools import partial
 
@@ -11,10 +14,13 @@ from native_form_cases import KINDS, call, no_worse, worst
 from tsla import TaylorAttention
 from tsla.ops import KernelState, gpu, taylor_attention
 
+CARD = torch.cuda.is_available()
+DEVICE = "cuda" if CARD else "cpu"
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not gpu.ready() or "cpu" not in gpu.devices(), reason="no interpreter of Triton"),
+    pytest.mark.cuda if CARD else pytest.mark.slow,
+    pytest.mark.skipif(not gpu.ready(), reason="Triton is not installed"),
 ]
+interpreted = pytest.mark.skipif(CARD, reason="looks into Triton's interpreter")
 
 MANY = (2, 1, 70, 70, 12, 20)  # h, g, n, m, d, e: two chunks, one key head, padding in all directions
 SHAPES = [
@@ -22,6 +28,13 @@ SHAPES = [
     (2, 1, 20, 20, 33, 8), (1, 1, 17, 17, 64, 16),
 ]  # fmt: skip
 ACROSS = [(2, 2, 20, 70, 12, 16), (2, 1, 40, 3, 24, 17)]  # as many keys as they like
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """All that a test makes is on the GPU, if there is one."""
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +74,7 @@ def test_cross_attention(shape):
 
 def test_batches_of_strided_rows():
     """As a layer hands them over: heads cut out of rows; and packed rows of different lengths."""
-    layer = TaylorAttention(12, heads=2, head_dim=6, kv_heads=1, causal=True, impl="triton")
+    layer = TaylorAttention(12, heads=2, head_dim=6, kv_heads=1, causal=True, impl="triton").to(DEVICE)
     x, mask = torch.randn(2, 40, 12), torch.arange(40) < torch.tensor([[40], [23]])
     found = layer(x, mask=mask)
     layer.impl = "linear"
@@ -158,6 +171,7 @@ def test_what_has_decayed_away_is_zero_and_nothing_overflows():
     assert all(value < 1e-5 for value in worst(found, exact).values())
 
 
+@interpreted
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_results_are_the_same_in_every_run_and_written_once(causal, monkeypatch):
     """No element is stored twice in one launch: there are no races, whatever the order of the programs."""
@@ -200,6 +214,7 @@ def test_results_are_the_same_in_every_run_and_written_once(causal, monkeypatch)
 ])  # fmt: skip
 def test_what_it_cannot_do_it_says(changed, message):
     x = {"q": torch.zeros(1, 1, 4, 4), "k": torch.zeros(1, 1, 4, 4), "v": torch.zeros(1, 1, 4, 4)} | changed
+    x = {name: y.to(DEVICE) if isinstance(y, torch.Tensor) else y for name, y in x.items()}
     with pytest.raises(ValueError) as told:
         taylor_attention(**x, impl="triton")
     assert "impl='triton' cannot do this" in str(told.value) and message in str(told.value)

@@ -18,7 +18,7 @@ from tsla.tasks.digits import Digits
 from tsla.tasks.loading import LengthBatches, Loader, Rows
 from tsla.training import module as training_module
 from tsla.training.clock import Limits
-from tsla.training.fit import FitSettings, Fitted, fit
+from tsla.training.fit import FitSettings, Fitted, _same_sums, fit
 from tsla.training.module import Learner
 from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings
@@ -237,3 +237,13 @@ def test_shuffled_labels_teach_nothing(tmp_path):
     with torch.no_grad():
         right = sum(int((made.eval()(b.inputs, b.mask).argmax(-1) == b.targets).sum()) for b in test)
     assert abs(right / 360 - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 360)
+
+
+@pytest.mark.parametrize(("there", "accelerator", "asked"), [
+    (True, "auto", "warn"), (True, "cuda", "warn"), (True, "cpu", None), (False, "auto", None),
+])  # fmt: skip
+def test_sums_of_a_gpu_are_asked_to_be_the_same_each_time(monkeypatch, there, accelerator, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert _same_sums(accelerator) == asked
+    assert torch.utils.deterministic.fill_uninitialized_memory is (asked is None)

@@ -52,9 +52,9 @@ def groups(cu_seqlens: Tensor) -> list[Group]:
     sizes = [(length - 1).bit_length() if length else -1 for length in lengths.tolist()]
     found = []
     for size in sorted(set(sizes)):
-        sequences = torch.tensor([i for i, own in enumerate(sizes) if own == size])
+        sequences = torch.tensor([i for i, own in enumerate(sizes) if own == size], device="cpu")
         own = lengths[sequences, None]
-        step = torch.arange(int(own.max()))
+        step = torch.arange(int(own.max()), device="cpu")
         places = starts[sequences, None] + torch.minimum(step, (own - 1).clamp(min=0))
         found.append(Group(*(x.to(cu_seqlens.device) for x in (sequences, places, step < own))))
     return found

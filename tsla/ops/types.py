@@ -34,5 +34,6 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off: it would send products back to low precision, explicit casts or not. The meta device has none."""
-    available = torch.amp.is_autocast_available(device.type)
+    # While it compiles, torch 2.11 cannot be asked; and nothing is compiled for the meta device.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()

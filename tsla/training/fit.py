@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -142,9 +142,21 @@ def _trainer(settings: FitSettings, clip_norm: float, callbacks: list[L.Callback
             callbacks=callbacks, logger=loggers, plugins=[CrashSafeIO()], use_distributed_sampler=False,
             num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             log_every_n_steps=1,  # of Lightning's own logging, which has nothing to log: no advice on it
+            deterministic=_same_sums(settings.accelerator),
         )  # fmt: skip
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={settings.accelerator}: {error}") from None
+
+
+def _same_sums(accelerator: str) -> Literal["warn"] | None:
+    """On a GPU, where sums of atomic additions differ each time, asks torch for others: a resumed run is the same run.
+
+    What has no other way warns of it. New memory is not filled, as torch would then do too.
+    """
+    if accelerator not in ("auto", "cuda") or not torch.cuda.is_available():
+        return None
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return "warn"
 
 
 @contextmanager

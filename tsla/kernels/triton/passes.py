@@ -55,7 +55,7 @@ def backward(x: Inputs, results: Results, given: Given, found: Found) -> None:
         states = States(kv.to(plan.products.dtype), z, kv, z)
     inverse, slopes = torch.empty_like(results.den), torch.empty_like(results.den)
     grads = _query_states(x, plan, decay, results, given, inverse, slopes)
-    own = plan.reading()
+    own, pulling = plan.reading(), plan.pulling()
     options = {"CAUSAL": x.causal, "DECAYED": decay is not None, "SHIFTED": x.shift is not None}
     blocks = plan.blocks(plan.m)
     sizes = (plan.h, plan.s, plan.g, blocks, plan.m, plan.e, *_chunks(x, plan))
@@ -67,13 +67,13 @@ def backward(x: Inputs, results: Results, given: Given, found: Found) -> None:
     )  # fmt: skip
     pull.pull_keys[plan.units * blocks, own["TILES"]](
         x.q, x.k, x.v, dout, mask, decay, x.shift, inverse, slopes, grads.kv, grads.z, found.dk,
-        *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **own,
+        *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **pulling,
     )  # fmt: skip
     blocks = plan.blocks(plan.n)
     sizes = (plan.h, plan.s, plan.g, blocks, plan.n, plan.e, *_chunks(x, plan))
     pull.pull_queries[plan.b * plan.h * blocks, own["TILES"]](
         x.q, x.k, x.v, dout, mask, decay, x.shift, inverse, slopes, states.kv, states.z, found.dq,
-        *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **own,
+        *queries, *keys, *values, *rows, *sizes, x.scale, slope, curve, MASKED=mask is not None, **options, **pulling,
     )  # fmt: skip
     if x.gates is not None:  # a common factor of a query's sums and denominator
         found.dsums.zero_()
@@ -144,7 +144,7 @@ def _query_states(
         x.q, dout, out, results.den, given.dden, x.shift, decay, inverse, slopes, kv, z,
         *strides(x.q), *strides(dout), *strides(out), plan.s, plan.h, plan.n, plan.e, of_queries.chunk,
         of_queries.chunks, x.scale, *x.coefficients, NORMALIZE=x.normalize, DECAYED=decay is not None,
-        SHIFTED=x.shift is not None, WEIGHED=given.dden is not None, **plan.summing(),
+        SHIFTED=x.shift is not None, WEIGHED=given.dden is not None, COLUMNS=plan.columns, **plan.summing(),
     )  # fmt: skip
     return _running(x, plan, decay, kv, z, of_queries.chunk, of_queries.chunks, given.dkv, given.dz, backward=True)
 

@@ -12,10 +12,9 @@ from tsla.kernels.taylor import Inputs
 from tsla.kernels.triton.layout import pairs_of, rows_of, tiles_of
 
 CHUNK = 512  # tokens of causal attention between two states: half as many bytes of states as of tokens, at d=16 e=64
-# Loads are begun one round ahead: two would not fit the registers. A thread may have all there are: left to itself, the
-# assembler spills some to run more programs at a time. Multiplications and additions are fused.
-COMPILER = {"num_stages": 2, "maxnreg": 255, "enable_fp_fusion": True}
-PROGRAMS = 264  # how many programs fill a card: two for each multiprocessor of an H100
+# Loads are begun two rounds ahead; multiplications and additions are fused.
+COMPILER = {"num_stages": 3, "enable_fp_fusion": True}
+PROGRAMS = 1056  # how many programs fill a card evenly: eight for each multiprocessor of an H100, two of them at a time
 
 
 class Products(NamedTuple):
@@ -34,7 +33,7 @@ class Products(NamedTuple):
 
 
 PRODUCTS = {
-    torch.bfloat16: Products(tl.bfloat16, "tf32", torch.bfloat16, 64, (64, 8), (16, 8)),
+    torch.bfloat16: Products(tl.bfloat16, "tf32", torch.bfloat16, 64, (64, 2), (64, 4)),
     torch.float16: Products(tl.float32, "tf32", torch.float32, 32, (16, 4), (16, 8)),
     torch.float32: Products(tl.float32, "tf32x3", torch.float32, 32, (16, 4), (16, 8)),
 }
@@ -94,6 +93,10 @@ class Plan(NamedTuple):
         """What those that read are."""
         (tokens, warps), broad = self.products.reading, max(16, triton.next_power_of_2(self.d))
         return self.compiled() | {"TOKENS": tokens, "BROAD": broad, "num_warps": warps}
+
+    def pulling(self) -> dict[str, Any]:
+        """What those that pull gradients out of a state are."""
+        return self.reading() | {"COLUMNS": self.columns}
 
 
 def plan_of(x: Inputs) -> Plan:

@@ -23,10 +23,16 @@ from tsla.kernels.triton.tile import (
 
 
 @triton.jit
+def _scaled(rows, at, stride, real, factor, first, e, WIDTH: tl.constexpr, OPERAND: tl.constexpr):
+    """WIDTH columns of some tokens' rows, each row times its factor, as a factor of a product."""
+    return rounded(load_rows(rows, at, stride, real, first, e, WIDTH).to(tl.float32) * factor[:, None], OPERAND)
+
+
+@triton.jit
 def pull(
     x, rows, kv, z, at, x_stride, row_stride, real, factor, ones, rise, tile, e, times_square, times_line,
-    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of x ``(tokens, 16)`` of rows factor . (state phi(x)) + ones (z . phi(x))."""
     SQUARE: tl.constexpr = TILE * TILE
@@ -34,17 +40,17 @@ def pull(
     lane = tl.arange(0, TILE)
     square = tl.zeros((TOKENS, TILE), tl.float32)
     line = tl.zeros((TOKENS, TILE), tl.float32)
-    for first in range(0, e, WIDTH):
-        row = rounded(load_rows(rows, at, row_stride, real, first, e, WIDTH).to(tl.float32) * factor[:, None], OPERAND)
+    for column in tl.static_range(COLUMNS):
+        row = _scaled(rows, at, row_stride, real, factor, column * WIDTH, e, WIDTH, OPERAND)
         for other in range(TILES):
             turned = other > tile
             pair = pair_of_tiles(tl.minimum(tile, other), tl.maximum(tile, other), TILES)
             over, along = tl.where(turned, 1, TILE), tl.where(turned, TILE, 1)
             for i in range(tl.minimum(TILE, d - other * TILE)):
-                part = load_state(kv, pair * SQUARE + i * over, along, e, first, WIDTH, OPERAND)
-                column = load_column(x, at, x_stride, real, other * TILE + i)
-                square += tl.dot(row, tl.trans(part), input_precision=PRECISION) * column[:, None]
-        part = load_state(kv, PAIRS * SQUARE + tile * TILE, 1, e, first, WIDTH, OPERAND)
+                part = load_state(kv, pair * SQUARE + i * over, along, e, column * WIDTH, WIDTH, OPERAND)
+                factors = load_column(x, at, x_stride, real, other * TILE + i)
+                square += tl.dot(row, tl.trans(part), input_precision=PRECISION) * factors[:, None]
+        part = load_state(kv, PAIRS * SQUARE + tile * TILE, 1, e, column * WIDTH, WIDTH, OPERAND)
         line = tl.dot(row, tl.trans(part), line, input_precision=PRECISION)
     for other in range(TILES):
         turned = other > tile
@@ -62,7 +68,7 @@ def pull_queries(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dq,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
     heads, states, key_heads, blocks, n, e, chunk, chunks, scale, slope_c, curve_c,
-    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -82,14 +88,14 @@ def pull_queries(
     index = unit * chunks + begin // chunk
     grad = pull(
         q, dout, kv + index * ROWS * e, z + index * ROWS, at, q_token, g_token, real, factor, ones, rise, tile, e,
-        curve_c * scale * scale, scale, d, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
+        curve_c * scale * scale, scale, d, TILES, TOKENS, WIDTH, COLUMNS, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         key_head = head * key_heads // heads
         grad = _add_keys(
             grad, q, k + batch * k_batch + key_head * k_head, v + batch * v_batch + key_head * v_head, dout, mask,
             decay, centre, factor, ones, at, real, q_token, k_token, v_token, g_token, batch, unit, begin, tile, n, e,
-            chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, MASKED, DECAYED, OPERAND, PRECISION,
+            chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, COLUMNS, MASKED, DECAYED, OPERAND, PRECISION,
         )  # fmt: skip
     place = tile * TILE + tl.arange(0, TILE)
     to = dq + row[:, None] * d + place[None, :]
@@ -100,32 +106,56 @@ def pull_queries(
 def _add_keys(
     grad, q, k, v, dout, mask, decay, centre, factor, ones, at, real, q_token, k_token, v_token, g_token, batch, unit,
     begin, tile, n, e, chunk, scale, slope_c, curve_c,
-    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
     DECAYED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes from the scores with the keys before the queries in their chunk."""
     until = tl.zeros((TOKENS,), tl.float32)
     if DECAYED:
-        until = tl.load(decay + unit * n + at, mask=real, other=0.0)
+        until = tl.load(decay + unit * n + at, mask=real, other=float("-inf"))
         grad *= tl.exp(until)[:, None]
     own = rounded(load_rows(q, at, q_token, real, 0, d, BROAD), OPERAND)
-    for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
-        key_at = start + tl.arange(0, TOKENS)
-        key_real = real_keys(mask, batch, key_at, n, n, MASKED)
-        weights = tl.zeros((TOKENS, TOKENS), tl.float32) + ones[:, None]
-        for first in range(0, e, WIDTH):
-            rows = load_rows(dout, at, g_token, real, first, e, WIDTH).to(tl.float32) * factor[:, None]
-            values = rounded(load_rows(v, key_at, v_token, key_real, first, e, WIDTH), OPERAND)
-            weights = tl.dot(rounded(rows, OPERAND), tl.trans(values), weights, input_precision=PRECISION)
-        scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
-        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :] & real[:, None]
-        weights = tl.where(visible, weights * (slope_c + curve_c * scores), 0.0)
-        if DECAYED:
-            since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
-            weights *= gate(visible, until[:, None], since[None, :])
-        part = rounded(load_tile(k, key_at, k_token, key_real, tile, d), OPERAND)
-        grad += tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale
-    return grad
+    first = _scaled(dout, at, g_token, real, factor, 0, e, WIDTH, OPERAND)
+    for start in range(begin // chunk * chunk, begin, TOKENS):  # all of these keys are before all of the queries
+        grad = _add_block(
+            grad, own, first, k, v, dout, mask, decay, centre, factor, ones, until, start + tl.arange(0, TOKENS), at,
+            real, k_token, v_token, g_token, batch, unit, tile, n, e, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH,
+            COLUMNS, MASKED, DECAYED, False, OPERAND, PRECISION,
+        )  # fmt: skip
+    return _add_block(
+        grad, own, first, k, v, dout, mask, decay, centre, factor, ones, until, at, at, real, k_token, v_token,
+        g_token, batch, unit, tile, n, e, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, COLUMNS, MASKED, DECAYED,
+        True, OPERAND, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_block(
+    grad, own, first, k, v, dout, mask, decay, centre, factor, ones, until, key_at, at, real, k_token, v_token, g_token,
+    batch, unit, tile, n, e, scale, slope_c, curve_c,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
+    DECAYED: tl.constexpr, SAME: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What comes from a block of keys, which is the SAME as the queries' own or before it."""
+    key_real = real_keys(mask, batch, key_at, n, n, MASKED)
+    weights = tl.zeros((TOKENS, TOKENS), tl.float32) + ones[:, None]
+    for part in tl.static_range(COLUMNS):
+        values = rounded(load_rows(v, key_at, v_token, key_real, part * WIDTH, e, WIDTH), OPERAND)
+        rows = first
+        if part > 0:
+            rows = _scaled(dout, at, g_token, real, factor, part * WIDTH, e, WIDTH, OPERAND)
+        weights = tl.dot(rows, tl.trans(values), weights, input_precision=PRECISION)
+    scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
+    weights *= slope_c + curve_c * scores
+    visible = key_real[None, :]
+    if SAME:
+        weights = tl.where(at[:, None] >= key_at[None, :], weights, 0.0)
+        visible = visible & (at[:, None] >= key_at[None, :])
+    if DECAYED:
+        since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
+        weights *= gate(visible, until[:, None], since[None, :])
+    part = rounded(load_tile(k, key_at, k_token, key_real, tile, d), OPERAND)  # 0 where no key is
+    return grad + tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale
 
 
 @triton.jit
@@ -133,7 +163,7 @@ def pull_keys(
     q, k, v, dout, mask, decay, shift, inverse, slopes, kv, z, dk,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, g_batch, g_head, g_token,
     heads, states, key_heads, blocks, m, e, chunk, chunks, scale, slope_c, curve_c,
-    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    d, TILES: tl.constexpr, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -150,13 +180,13 @@ def pull_keys(
     once = tl.where(real, 1.0, 0.0)
     grad = pull(
         k, v, kv + index * ROWS * e, z + index * ROWS, at, k_token, v_token, real, once, once, once, tile, e, 1.0, 1.0,
-        d, TILES, TOKENS, WIDTH, OPERAND, PRECISION,
+        d, TILES, TOKENS, WIDTH, COLUMNS, OPERAND, PRECISION,
     )  # fmt: skip
     if CAUSAL:
         grad = _add_queries(
             grad, q + batch * q_batch, k, v, dout + batch * g_batch, decay, shift, inverse, slopes, at, real, q_head,
             q_token, k_token, v_token, g_head, g_token, batch * heads, state * (heads // states), heads // states,
-            unit, begin, tile, m, e, chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, DECAYED, SHIFTED,
+            unit, begin, tile, m, e, chunk, scale, slope_c, curve_c, d, BROAD, TOKENS, WIDTH, COLUMNS, DECAYED, SHIFTED,
             OPERAND, PRECISION,
         )  # fmt: skip
     place = tile * TILE + tl.arange(0, TILE)
@@ -168,7 +198,7 @@ def pull_keys(
 def _add_queries(
     grad, q, k, v, dout, decay, shift, inverse, slopes, at, real, q_head, q_token, k_token, v_token, g_head, g_token,
     first_row, first_head, share, unit, begin, tile, m, e, chunk, scale, slope_c, curve_c,
-    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, DECAYED: tl.constexpr,
     SHIFTED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes from the scores with the queries after the keys in their chunk, of all heads that read these."""
@@ -178,27 +208,54 @@ def _add_queries(
         since = tl.load(decay + unit * m + at, mask=at < m, other=0.0)
         grad *= tl.exp(tl.where(at < m, tl.load(decay + unit * m + end - 1) - since, 0.0))[:, None]
     own = rounded(load_rows(k, at, k_token, real, 0, d, BROAD), OPERAND)
-    for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
-        head = first_head + step % share
+    first = rounded(load_rows(v, at, v_token, real, 0, e, WIDTH), OPERAND)
+    for step in range(0, share):
+        grad = _add_block_of_queries(
+            grad, own, first, q, v, dout, decay, shift, inverse, slopes, since, at, at, real, q_head, q_token, v_token,
+            g_head, g_token, first_row, first_head + step, unit, tile, m, end, e, scale, slope_c, curve_c, d, BROAD,
+            TOKENS, WIDTH, COLUMNS, DECAYED, SHIFTED, True, OPERAND, PRECISION,
+        )  # fmt: skip
+    for step in range(share, share * ((end - begin + TOKENS - 1) // TOKENS)):  # all of these queries are after the keys
         query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
-        query_real = query_at < end
-        row = (first_row + head) * m + query_at
-        q_at, g_at = q + head * q_head, dout + head * g_head
-        factor = tl.load(inverse + row, mask=query_real, other=0.0)
-        weights = tl.zeros((TOKENS, TOKENS), tl.float32)
-        weights += tl.load(slopes + row, mask=query_real, other=0.0)[None, :]
-        for first in range(0, e, WIDTH):
-            rows = load_rows(g_at, query_at, g_token, query_real, first, e, WIDTH).to(tl.float32) * factor[:, None]
-            values = rounded(load_rows(v, at, v_token, real, first, e, WIDTH), OPERAND)
-            weights = tl.dot(values, tl.trans(rounded(rows, OPERAND)), weights, input_precision=PRECISION)
-        scores = scores_of(own, q_at, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION)
-        if SHIFTED:
-            scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]
-        visible = (at[:, None] <= query_at[None, :]) & query_real[None, :] & real[:, None]
-        weights = tl.where(visible, weights * (slope_c + curve_c * scores), 0.0)
-        if DECAYED:
-            until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
-            weights *= gate(visible, until[None, :], since[:, None])
-        part = rounded(load_tile(q_at, query_at, q_token, query_real, tile, d), OPERAND)
-        grad += tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale
-    return grad
+        grad = _add_block_of_queries(
+            grad, own, first, q, v, dout, decay, shift, inverse, slopes, since, at, query_at, real, q_head, q_token,
+            v_token, g_head, g_token, first_row, first_head + step % share, unit, tile, m, end, e, scale, slope_c,
+            curve_c, d, BROAD, TOKENS, WIDTH, COLUMNS, DECAYED, SHIFTED, False, OPERAND, PRECISION,
+        )  # fmt: skip
+    return tl.where(real[:, None], grad, 0.0)
+
+
+@triton.jit
+def _add_block_of_queries(
+    grad, own, first, q, v, dout, decay, shift, inverse, slopes, since, at, query_at, real, q_head, q_token, v_token,
+    g_head, g_token, first_row, head, unit, tile, m, end, e, scale, slope_c, curve_c,
+    d, BROAD: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, DECAYED: tl.constexpr,
+    SHIFTED: tl.constexpr, SAME: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What comes from a block of queries of one head, the SAME tokens as the keys or later ones."""
+    query_real = query_at < end
+    row = (first_row + head) * m + query_at
+    q += head * q_head
+    dout += head * g_head
+    factor = tl.load(inverse + row, mask=query_real, other=0.0)
+    weights = tl.zeros((TOKENS, TOKENS), tl.float32)
+    weights += tl.load(slopes + row, mask=query_real, other=0.0)[None, :]
+    for part in tl.static_range(COLUMNS):
+        rows = _scaled(dout, query_at, g_token, query_real, factor, part * WIDTH, e, WIDTH, OPERAND)
+        values = first
+        if part > 0:
+            values = rounded(load_rows(v, at, v_token, real, part * WIDTH, e, WIDTH), OPERAND)
+        weights = tl.dot(values, tl.trans(rows), weights, input_precision=PRECISION)
+    scores = scores_of(own, q, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION)
+    if SHIFTED:
+        scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]
+    weights *= slope_c + curve_c * scores
+    visible = query_real[None, :]
+    if SAME:
+        weights = tl.where(at[:, None] <= query_at[None, :], weights, 0.0)
+        visible = visible & (at[:, None] <= query_at[None, :])
+    if DECAYED:
+        until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
+        weights *= gate(visible, until[None, :], since[:, None])
+    part = rounded(load_tile(q, query_at, q_token, query_real, tile, d), OPERAND)  # 0 where no query is
+    return grad + tl.dot(rounded(weights, OPERAND), part, input_precision=PRECISION) * scale

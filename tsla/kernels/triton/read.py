@@ -36,31 +36,28 @@ def look_up(
     SQUARE: tl.constexpr = TILE * TILE
     PAIRS: tl.constexpr = TILES * (TILES + 1) // 2
     lane = tl.arange(0, TILE)
-    square = tl.zeros((TOKENS, WIDTH), tl.float32)
-    line = tl.zeros((TOKENS, WIDTH), tl.float32)
-    square_z = tl.zeros((TOKENS,), tl.float32)
-    line_z = tl.zeros((TOKENS,), tl.float32)
+    place = first + tl.arange(0, WIDTH)
+    flat = tl.load(kv + (PAIRS * SQUARE + TILES * TILE) * e + place, mask=place < e, other=0.0).to(tl.float32)
+    sums = level[:, None] * flat[None, :]
+    sums_z = level * tl.load(z + PAIRS * SQUARE + TILES * TILE)
     for left in range(TILES):
         x_left = load_tile(x, at, stride, real, left, d)
         row = PAIRS * SQUARE + left * TILE
         part = load_state(kv, row, 1, e, first, WIDTH, OPERAND)
-        line = tl.dot(rounded(x_left, OPERAND), part, line, input_precision=PRECISION)
-        line_z += tl.sum(x_left * tl.load(z + row + lane)[None, :], 1)
+        linear = x_left * (rise * times_line)[:, None]
+        sums = tl.dot(rounded(linear, OPERAND), part, sums, input_precision=PRECISION)
+        sums_z += tl.sum(linear * tl.load(z + row + lane)[None, :], 1)
         for right in range(left, TILES):
             pair = pair_of_tiles(left, right, TILES)
             half = tl.where(left == right, 0.5, 1.0)  # each product of one tile is there twice
-            x_right = load_tile(x, at, stride, real, right, d) * half
+            x_right = load_tile(x, at, stride, real, right, d) * (half * times_square)
             for i in range(tl.minimum(TILE, d - left * TILE)):
                 column = load_column(x, at, stride, real, left * TILE + i)
                 part = load_state(kv, pair * SQUARE + i * TILE, 1, e, first, WIDTH, OPERAND)
-                square = tl.dot(rounded(x_right * column[:, None], OPERAND), part, square, input_precision=PRECISION)
+                sums = tl.dot(rounded(x_right * column[:, None], OPERAND), part, sums, input_precision=PRECISION)
             part_z = tl.load(z + pair * SQUARE + lane[:, None] * TILE + lane[None, :])
-            square_z += tl.sum(tl.dot(x_left, part_z, input_precision=PRECISION) * x_right, 1)
-    place = first + tl.arange(0, WIDTH)
-    flat = tl.load(kv + (PAIRS * SQUARE + TILES * TILE) * e + place, mask=place < e, other=0.0).to(tl.float32)
-    flat_z = tl.load(z + PAIRS * SQUARE + TILES * TILE)
-    sums = square * times_square + line * (rise * times_line)[:, None] + flat[None, :] * level[:, None]
-    return sums, square_z * times_square + line_z * (rise * times_line) + flat_z * level
+            sums_z += tl.sum(tl.dot(x_left, part_z, input_precision=PRECISION) * x_right, 1)
+    return sums, sums_z
 
 
 @triton.jit
@@ -113,24 +110,45 @@ def _add_keys(
     """What queries read of the keys before them in their chunk, beside what they read of all that came earlier."""
     until = tl.zeros((TOKENS,), tl.float32)
     if DECAYED:
-        until = tl.load(decay + unit * n + at, mask=real, other=0.0)
+        until = tl.load(decay + unit * n + at, mask=real, other=float("-inf"))
         kept = tl.exp(until)
         sums *= kept[:, None]
         below *= kept
     own = rounded(load_rows(q, at, q_token, real, 0, d, BROAD), OPERAND)
-    for start in range(begin // chunk * chunk, begin + TOKENS, TOKENS):
-        key_at = start + tl.arange(0, TOKENS)
-        key_real = real_keys(mask, batch, key_at, n, n, MASKED)
-        values = rounded(load_rows(v, key_at, v_token, key_real, column, e, WIDTH), OPERAND)
-        scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
-        visible = (at[:, None] >= key_at[None, :]) & key_real[None, :] & real[:, None]
-        weights = tl.where(visible, weigh(scores, flat_c, slope_c, curve_c), 0.0)
-        if DECAYED:
-            since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
-            weights *= gate(visible, until[:, None], since[None, :])
-        below += tl.sum(weights, 1)
-        sums = tl.dot(rounded(weights, OPERAND), values, sums, input_precision=PRECISION)
-    return sums, below
+    for start in range(begin // chunk * chunk, begin, TOKENS):  # all of these keys are before all of the queries
+        sums, below = _add_block(
+            sums, below, own, k, v, mask, decay, centre, until, start + tl.arange(0, TOKENS), at, k_token, v_token,
+            batch, unit, column, n, e, scale, flat_c, slope_c, curve_c, d, BROAD, WIDTH, MASKED, DECAYED, False,
+            OPERAND, PRECISION,
+        )  # fmt: skip
+    return _add_block(
+        sums, below, own, k, v, mask, decay, centre, until, at, at, k_token, v_token, batch, unit, column, n, e, scale,
+        flat_c, slope_c, curve_c, d, BROAD, WIDTH, MASKED, DECAYED, True, OPERAND, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_block(
+    sums, below, own, k, v, mask, decay, centre, until, key_at, at, k_token, v_token, batch, unit, column, n, e, scale,
+    flat_c, slope_c, curve_c,
+    d, BROAD: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, DECAYED: tl.constexpr, SAME: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What queries read of a block of keys, which is SAME as their own or before it."""
+    key_real = real_keys(mask, batch, key_at, n, n, MASKED)
+    values = rounded(load_rows(v, key_at, v_token, key_real, column, e, WIDTH), OPERAND)
+    scores = scores_of(own, k, key_at, k_token, key_real, scale, d, BROAD, OPERAND, PRECISION) - centre[:, None]
+    weights = weigh(scores, flat_c, slope_c, curve_c)
+    visible = key_real[None, :]
+    if SAME:
+        visible = visible & (at[:, None] >= key_at[None, :])
+    if SAME or MASKED:
+        weights = tl.where(visible, weights, 0.0)
+    if DECAYED:
+        since = tl.load(decay + unit * n + key_at, mask=key_real, other=0.0)
+        weights *= gate(visible, until[:, None], since[None, :])
+    below += tl.sum(weights, 1)
+    return tl.dot(rounded(weights, OPERAND), values, sums, input_precision=PRECISION), below
 
 
 @triton.jit
@@ -186,23 +204,44 @@ def _add_queries(
         grad *= kept[:, None]
         ones *= kept
     own = rounded(load_rows(k, at, k_token, real, 0, d, BROAD), OPERAND)
-    for step in range(0, share * ((end - begin + TOKENS - 1) // TOKENS)):
-        head = first_head + step % share
-        query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
-        query_real = query_at < end
-        row = (first_row + head) * m + query_at
-        rows = load_rows(dout + head * g_head, query_at, g_token, query_real, column, e, WIDTH).to(tl.float32)
-        rows *= tl.load(inverse + row, mask=query_real, other=0.0)[:, None]
-        scores = scores_of(
-            own, q + head * q_head, query_at, q_token, query_real, scale, d, BROAD, OPERAND, PRECISION
+    for step in range(0, share):
+        grad, ones = _add_block_of_queries(
+            grad, ones, own, q, dout, decay, shift, inverse, slopes, since, at, at, q_head, q_token, g_head, g_token,
+            first_row, first_head + step, unit, column, m, end, e, scale, flat_c, slope_c, curve_c, d, BROAD, WIDTH,
+            DECAYED, SHIFTED, True, OPERAND, PRECISION,
         )  # fmt: skip
-        if SHIFTED:
-            scores -= tl.load(shift + row, mask=query_real, other=0.0)[None, :]
-        visible = (at[:, None] <= query_at[None, :]) & query_real[None, :] & real[:, None]
-        weights = tl.where(visible, weigh(scores, flat_c, slope_c, curve_c), 0.0)
-        if DECAYED:
-            until = tl.load(decay + unit * m + query_at, mask=query_real, other=0.0)
-            weights *= gate(visible, until[None, :], since[:, None])
-            ones += tl.sum(weights * tl.load(slopes + row, mask=query_real, other=0.0)[None, :], 1)
-        grad = tl.dot(rounded(weights, OPERAND), rounded(rows, OPERAND), grad, input_precision=PRECISION)
-    return grad, ones
+    for step in range(share, share * ((end - begin + TOKENS - 1) // TOKENS)):  # all of these queries are after the keys
+        query_at = begin + step // share * TOKENS + tl.arange(0, TOKENS)
+        grad, ones = _add_block_of_queries(
+            grad, ones, own, q, dout, decay, shift, inverse, slopes, since, at, query_at, q_head, q_token, g_head,
+            g_token, first_row, first_head + step % share, unit, column, m, end, e, scale, flat_c, slope_c, curve_c, d,
+            BROAD, WIDTH, DECAYED, SHIFTED, False, OPERAND, PRECISION,
+        )  # fmt: skip
+    return tl.where(real[:, None], grad, 0.0), tl.where(real, ones, 0.0)
+
+
+@triton.jit
+def _add_block_of_queries(
+    grad, ones, own, q, dout, decay, shift, inverse, slopes, since, at, query_at, q_head, q_token, g_head, g_token,
+    first_row, head, unit, column, m, end, e, scale, flat_c, slope_c, curve_c,
+    d, BROAD: tl.constexpr, WIDTH: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, SAME: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What comes from a block of queries of one head, the SAME tokens as the keys or later ones; 0 from `end` on."""
+    real = query_at < end
+    row = (first_row + head) * m + query_at
+    rows = load_rows(dout + head * g_head, query_at, g_token, real, column, e, WIDTH).to(tl.float32)
+    rows *= tl.load(inverse + row, mask=real, other=0.0)[:, None]
+    scores = scores_of(own, q + head * q_head, query_at, q_token, real, scale, d, BROAD, OPERAND, PRECISION)
+    if SHIFTED:
+        scores -= tl.load(shift + row, mask=real, other=0.0)[None, :]
+    weights = weigh(scores, flat_c, slope_c, curve_c)
+    visible = real[None, :]
+    if SAME:
+        visible = visible & (at[:, None] <= query_at[None, :])
+        weights = tl.where(visible, weights, 0.0)
+    if DECAYED:
+        until = tl.load(decay + unit * m + query_at, mask=real, other=0.0)
+        weights *= gate(visible, until[None, :], since[:, None])
+        ones += tl.sum(weights * tl.load(slopes + row, mask=real, other=0.0)[None, :], 1)
+    return tl.dot(rounded(weights, OPERAND), rounded(rows, OPERAND), grad, input_precision=PRECISION), ones

@@ -47,9 +47,9 @@ def query_sums(
     q, dout, out, den, dden, shift, decay, inverse, slopes, kv, z,
     q_batch, q_head, q_token, g_batch, g_head, g_token, o_batch, o_head, o_token, states, heads, n, e, chunk, chunks,
     scale, flat_c, slope_c, curve_c,
-    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr,
-    DECAYED: tl.constexpr, SHIFTED: tl.constexpr, WEIGHED: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    d, TILES: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    NORMALIZE: tl.constexpr, DECAYED: tl.constexpr, SHIFTED: tl.constexpr, WEIGHED: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a state from the queries of a chunk, those of all heads that read it.
 
@@ -71,7 +71,7 @@ def query_sums(
         y = load_tile(x_at, at, q_token, real, right, d)
         factor, ones = _gradients_of_sums(
             g_at, out + batch * o_batch + head * o_head, den, dden, at, row, real, g_token, o_token, e, TOKENS, WIDTH,
-            NORMALIZE, WEIGHED,
+            COLUMNS, NORMALIZE, WEIGHED,
         )  # fmt: skip
         if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
             tl.store(inverse + row, factor, mask=real)
@@ -89,7 +89,7 @@ def query_sums(
 @triton.jit
 def _gradients_of_sums(
     dout, out, den, dden, at, row, real, g_token, o_token, e,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr, WEIGHED: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, NORMALIZE: tl.constexpr, WEIGHED: tl.constexpr,
 ):  # fmt: skip
     """What the output's gradient is multiplied by to be that of the sums, and the gradient of the denominators."""
     factor = tl.where(real, 1.0, 0.0)
@@ -100,9 +100,9 @@ def _gradients_of_sums(
         below = tl.load(den + row, mask=real, other=0.0)
         factor = tl.where(below == 0.0, 0.0, 1.0 / tl.where(below == 0.0, 1.0, below))
         both = tl.zeros((TOKENS,), tl.float32)
-        for first in range(0, e, WIDTH):
-            rows = load_rows(dout, at, g_token, real, first, e, WIDTH).to(tl.float32)
-            both += tl.sum(rows * load_rows(out, at, o_token, real, first, e, WIDTH).to(tl.float32), 1)
+        for part in tl.static_range(COLUMNS):
+            rows = load_rows(dout, at, g_token, real, part * WIDTH, e, WIDTH).to(tl.float32)
+            both += tl.sum(rows * load_rows(out, at, o_token, real, part * WIDTH, e, WIDTH).to(tl.float32), 1)
         ones = tl.where(below == 0.0, 0.0, ones - both * factor)
     return factor, ones
 
