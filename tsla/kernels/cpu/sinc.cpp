@@ -122,15 +122,12 @@ inline void make_waves(const Angles& a, int64_t task) {
 // The sums of W keys from `key` on, or of `count`, for ROWS queries from `row` on.
 inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int count) {
     Product product[ROWS];
-    vec poison{};  // NaN where a key is not finite, and where a query is not: products would lose it with its exponent
-    float poisons[ROWS]{};
+    vec poison[ROWS]{};  // NaN where a query or key is not finite: products would lose it with its exponent
     for (int64_t c = 0; c < t.d; c++) {
         int64_t at = b * t.k.batch + c * t.k.channel + key;
         vec x = load(t.k.x + at), sin = load(t.k.sin + at), cos = load(t.k.cos + at);
         Queries q(t.q, b * t.q.batch + c * t.q.channel + row, t.rows - row);
         float square = t.radius[c] * t.radius[c];
-        poison += sin * 0.0f;
-        for (int r = 0; r < ROWS; r++) poisons[r] += q.sin[r] * 0.0f;
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             vec gap = q.x[r] - x, y = gap * gap * square;
@@ -140,6 +137,7 @@ inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int cou
             p = p * y - 3.33332896e-1f;
             p = p * y + 1.0f;
             vec within = y < FAR ? y : all(FAR);
+            poison[r] += sine * 0.0f;
             product[r].top *= y < NEAR ? p : sine * sine + within * FLOOR;
             product[r].bottom *= y < NEAR ? all(1) : within;
             if (c & 1) product[r].settle();
@@ -147,7 +145,7 @@ inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int cou
     }
     for (int r = 0; r < std::min<int64_t>(ROWS, t.rows - row); r++) {
         product[r].settle();
-        put(t.logs + (b * t.rows + row + r) * t.keys + key, count, product[r].log() + (poison + poisons[r]));
+        put(t.logs + (b * t.rows + row + r) * t.keys + key, count, product[r].log() + poison[r]);
     }
 }
 
