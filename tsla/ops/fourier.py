@@ -79,9 +79,7 @@ def check_power(power: int) -> int:
     return power
 
 
-def run(
-    q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
-) -> Tensor:
+def run(q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool) -> Tensor:
     """The operator."""
     out = q.new_zeros(*q.shape[:2], v.shape[-1])
     with full_precision(q.device):
@@ -136,9 +134,7 @@ _backward = torch.library.custom_op("tsla::fourier_backward", run_backward, muta
 
 
 @_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
-) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool) -> Tensor:
     return q.new_empty(*q.shape[:2], v.shape[-1])
 
 
