@@ -11,7 +11,7 @@ from tsla.bench.figures import plain, ticks
 from tsla.bench.timing import Timing
 from tsla.evaluation.figures import DASHES, HUES, MARKERS, USUAL, plotting, save
 
-WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 3.2, 0.75, 0.55, 0.95, 0.85, 0.8  # inches, of panels and around
+WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 3.2, 0.85, 0.55, 0.95, 0.85, 0.8  # inches, of panels and around
 NAME, SIZE = 0.13, 7.5  # the height of a line's name, in inches, and the points of its letters
 
 

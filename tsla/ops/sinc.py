@@ -105,7 +105,7 @@ def softmax(logs: Tensor, *, scale: float, hidden: Tensor | None, causal: bool) 
     """Shares of ``exp(scale * logs)`` in its sum over the keys that are seen, in the place of logs ``(b, rows, keys)``.
 
     A row that sees no key is 0. Where native code makes them, so is a share of less than e^-64 of the largest: such
-    numbers change no sum, and in products with others end as denormals, which a CPU takes a hundred times as long for.
+    numbers change no sum, and in products with others end as denormals, which slow a CPU down.
 
     Args:
         hidden: ``(b, 1, keys)``, -inf where no query sees the key, and 0; None: every key is seen.
