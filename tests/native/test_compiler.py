@@ -13,7 +13,7 @@ from native_cases import CXX, ROOT, child, libraries, needs_compiler
 
 from tsla import cli, compiler, machine, native
 from tsla.kernels.cpu.call import Call
-from tsla.kernels.cpu.sinc import Angles, Tile
+from tsla.kernels.cpu.sinc import STRUCTS
 
 PARALLEL = """
 #ifdef _OPENMP
@@ -217,4 +217,4 @@ def test_the_libraries_of_the_package_compile(monkeypatch):
     kernels = {"attention": "kernels/cpu/attention.cpp", "sinc": "kernels/cpu/sinc.cpp"}
     assert {**kernels, "pathfinder": "tasks/pathfinder.cpp"} == native.LIBRARIES
     assert native.load("attention").tsla_abi() == ctypes.sizeof(Call)
-    assert native.load("sinc").tsla_abi() == ctypes.sizeof(Tile) + ctypes.sizeof(Angles)
+    assert native.load("sinc").tsla_abi() == sum(map(ctypes.sizeof, STRUCTS))

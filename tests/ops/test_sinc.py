@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import tsla.ops.sinc
 from tsla.native import available
-from tsla.ops.sinc import Tile, keys_of, log_sinc, queries_of, slope_sums, tiles, waves
+from tsla.ops.sinc import log_sinc, slope_sums, softmax, tiles, waves
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -19,8 +19,7 @@ def form(request, monkeypatch):
 
 def waves_of(q, k, radius):
     """Of a tile of all pairs."""
-    tile = Tile(slice(len(q)), slice(q.shape[-1]), k.shape[-1])
-    return waves(q, radius).of(queries_of, tile), waves(k, radius).of(keys_of, tile)
+    return waves(q, radius).queries(slice(q.shape[-1])), waves(k, radius).keys(k.shape[-1])
 
 
 def plain(q, k, radius):
@@ -76,14 +75,35 @@ def test_tiles_of_any_shape(form, b, d, rows, keys):
 
 
 def test_tiles_are_parts_of_what_there_is(form):
-    """Heads, rows and keys that end before the tensors do."""
-    q, k, radius, weight = torch.randn(4, 3, 20), torch.randn(4, 3, 50), torch.rand(3), torch.randn(2, 6, 40)
-    tile = Tile(slice(1, 3), slice(7, 13), 40)
-    part = waves(q, radius).of(queries_of, tile), waves(k, radius).of(keys_of, tile)
-    alone = waves_of(q[1:3, :, 7:13], k[1:3, :, :40], radius)
+    """Rows and keys that end before the tensors do."""
+    q, k, radius, weight = torch.randn(2, 3, 20), torch.randn(2, 3, 50), torch.rand(3), torch.randn(2, 6, 40)
+    part = waves(q, radius).queries(slice(7, 13)), waves(k, radius).keys(40)
+    alone = waves_of(q[:, :, 7:13], k[:, :, :40], radius)
     assert torch.equal(log_sinc(*part, radius), log_sinc(*alone, radius))
     for one, two in zip(slope_sums(*part, radius, weight), slope_sums(*alone, radius, weight), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (3, 3), (4, 16), (5, 33), (2, 530)])
+def test_shares_of_what_is_seen(form, rows, keys, causal):
+    """Of keys that are masked, ahead or neither, at any size of logarithms; 0 where no key is seen."""
+    logs, mask = -(torch.rand(3, rows, keys) * 60).square(), torch.rand(5, keys) < 0.6
+    mask[1] = False
+    hidden = torch.zeros(5, 1, keys).masked_fill_(~mask[:, None], -torch.inf)[:3]
+    seen = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows if causal else keys)
+    for added, real in ((None, seen.expand(3, -1, -1)), (hidden, seen & mask[:3, None])):
+        exact = (1.5 * logs.double()).masked_fill(~real, -torch.inf).softmax(-1).masked_fill(~real, 0.0)
+        got = softmax(logs.clone(), scale=1.5, hidden=added, causal=causal)
+        assert_close(got, exact.float(), rtol=1e-5, atol=1e-27)
+        assert (got[~real] == 0).all()
+
+
+def test_a_share_that_is_not_finite_stays_visible(form):
+    logs = -torch.rand(2, 3, 20)
+    logs[1, 1, 4] = torch.nan
+    broken = softmax(logs, scale=2.0, hidden=None, causal=False).isnan().all(-1)
+    assert broken[1, 1] and broken.sum() == 1
 
 
 def test_one_radius_serves_all_channels(form):

@@ -5,11 +5,14 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tsla.bench.figures import plain, ticks
 from tsla.bench.timing import Timing
 from tsla.evaluation.figures import DASHES, HUES, MARKERS, USUAL, plotting, save
 
-WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 2.5, 0.75, 0.7, 0.95, 0.85, 0.8  # inches, of panels and around
+WIDTH, HEIGHT, LEFT, GAP_X, GAP_Y, TOP, BOTTOM = 3.0, 3.2, 0.85, 0.55, 0.95, 0.85, 0.8  # inches, of panels and around
+NAME, SIZE = 0.13, 7.5  # the height of a line's name, in inches, and the points of its letters
 
 
 class Curve(NamedTuple):
@@ -20,6 +23,15 @@ class Curve(NamedTuple):
     length: int
     time: Timing | None
     extra_bytes: int | None
+
+
+class End(NamedTuple):
+    """Where a line ends, and in which hue."""
+
+    line: str
+    hue: str
+    length: int
+    value: float
 
 
 def draw_curves(
@@ -41,13 +53,12 @@ def draw_curves(
     if held := {(*point[:3],): point.extra_bytes / 2**20 for point in points if point.extra_bytes}:
         rows[f"{memory} (MiB)"] = held
     with plotting():
-        legend = 0.75 + 0.075 * max(map(len, lines))
+        names = 0.35 + 0.07 * max(map(len, lines))
         if len(kinds) > 1:
-            figure, axes = _grid(len(rows), len(kinds), legend=legend)
+            figure, axes = _grid(len(rows), len(kinds), names=names)
         else:  # side by side
-            figure, (across,) = _grid(1, len(rows), legend=legend)
+            figure, (across,) = _grid(1, len(rows), names=names)
             axes = [[axis] for axis in across]
-        corner = axes[0][-1] if len(kinds) > 1 else axes[-1][0]
         for (label, values), across in zip(rows.items(), axes, strict=True):
             for kind, axis in zip(kinds, across, strict=True):
                 _panel(axis, {key[1:]: value for key, value in values.items() if key[0] == kind}, lines, thick)
@@ -56,24 +67,25 @@ def draw_curves(
                 axis.set_title(kind)
                 axis.set_xlabel(along)
             across[0].set_ylabel(label)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        corner.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.04, 1.03), frameon=False, fontsize=8,
-                           borderaxespad=0, handlelength=3)  # fmt: skip
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
         return save(figure, stem, "").png
 
 
 def _panel(axis: Any, values: dict[tuple[Any, ...], float], lines: Sequence[str], thick: AbstractSet[str]) -> None:
-    """Every line through its points, under its name whether it has some or not."""
+    """Every line through its points, and its name at its end."""
     from matplotlib import ticker
 
     bases = list(dict.fromkeys(line.partition("+")[0] for line in lines))
+    free = [hue for hue in HUES if hue not in [USUAL[line] for line in lines if line in USUAL]]
+    ends: list[End] = []
     for line in lines:
-        place, whole, ours = bases.index(line.partition("+")[0]), "+" not in line, line in thick
         own = sorted((length, value) for (name, length), value in values.items() if name == line)
-        hue = USUAL.get(line, HUES[place % len(HUES)])
-        axis.plot(*zip(*own, strict=True) if own else ([], []), label=line, color=hue,
-                  marker=MARKERS[place % len(MARKERS)], markersize=5 if ours else 4,
+        if not own:
+            continue
+        place, whole, ours = bases.index(line.partition("+")[0]), "+" not in line, line in thick
+        hue = USUAL.get(line, free[place % len(free)])
+        ends.append(End(line, hue, *own[-1]))
+        axis.plot(*zip(*own, strict=True), color=hue, marker=MARKERS[place % len(MARKERS)], markersize=5 if ours else 4,
                   markerfacecolor=hue if whole else "white", linewidth=2 if ours else 1.1, zorder=3 if ours else 2,
                   linestyle="-" if ours else DASHES[1 + place % (len(DASHES) - 1)])  # fmt: skip
     axis.set(xscale="log", yscale="log")
@@ -81,19 +93,36 @@ def _panel(axis: Any, values: dict[tuple[Any, ...], float], lines: Sequence[str]
     axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
     axis.yaxis.set_major_formatter(plain)
     axis.yaxis.set_minor_formatter("")
+    _name(axis, sorted(ends, key=lambda end: end.value))
 
 
-def _grid(rows: int, columns: int, *, legend: float) -> tuple[Any, list[list[Any]]]:
-    """Panels row by row, with room for a legend at the right, in inches."""
+def _name(axis: Any, ends: Sequence[End]) -> None:
+    """The names of lines at the right, from the lowest end to the highest, as near to these as they fit."""
+    from sklearn.isotonic import isotonic_regression
+
+    if not ends:
+        return
+    to_panel = axis.transData + axis.transAxes.inverted()
+    room = min(NAME / HEIGHT, 1 / len(ends)) * np.arange(len(ends))
+    wanted = to_panel.transform([(end.length, end.value) for end in ends])[:, 1]
+    for end, place in zip(ends, room + isotonic_regression(wanted - room, y_min=0, y_max=1 - room[-1]), strict=True):
+        axis.annotate(end.line, (end.length, end.value), (1.1, place), textcoords="axes fraction", va="center",
+                      fontsize=SIZE, color=end.hue, arrowprops={"arrowstyle": "-", "color": end.hue, "linewidth": 0.6,
+                      "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3})  # fmt: skip
+
+
+def _grid(rows: int, columns: int, *, names: float) -> tuple[Any, list[list[Any]]]:
+    """Panels row by row, with room for names at the right of each, in inches."""
     from matplotlib.figure import Figure
 
-    width = LEFT + columns * (WIDTH + GAP_X) - GAP_X + 0.15 + legend
+    step = WIDTH + names + GAP_X
+    width = LEFT + columns * step - GAP_X
     height = TOP + rows * (HEIGHT + GAP_Y) - GAP_Y + BOTTOM
     figure = Figure(figsize=(width, height))
     axes = [
         [
             figure.add_axes((
-                (LEFT + column * (WIDTH + GAP_X)) / width,
+                (LEFT + column * step) / width,
                 (BOTTOM + (rows - 1 - row) * (HEIGHT + GAP_Y)) / height, WIDTH / width, HEIGHT / height,
             ))
             for column in range(columns)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tsla.ops.checks import check_qkv
 from tsla.ops.packing import attend_packed
-from tsla.ops.sinc import Tile, Waves, keys_of, log_sinc, queries_of, slope_sums, tiles, waves
+from tsla.ops.sinc import Tile, Waves, log_sinc, slope_sums, softmax, tiles, waves
 from tsla.ops.types import Attended, accumulation_dtype, full_precision
 
 CPU_TILE, TILE = 2**17, 2**22  # pairs: the few tensors of a tile stay in a core's cache; a GPU wants work
@@ -27,7 +27,7 @@ def fourier_attention(
 
     and a softmax of these, no head is so wide that all weights of a query come to 0, as products do in float32 at
     d = 64, R = 2 and q and k of size 1; and both sinc = 0 and q = k have finite gradients. Pairs go by in tiles. The
-    backward pass makes them again: for it q, k, v and two numbers per query are kept.
+    backward pass makes them again: for it q, k, v and the output are kept.
 
     Args:
         q: ``(b, h, n, d)``.
@@ -66,9 +66,9 @@ def fourier_attention(
     if key_mask is not None:  # masked rows may hold anything, NaN too, and 0 * NaN is NaN
         k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
     dtype = accumulation_dtype(q.dtype)
-    k, v = (x.repeat_interleave(h // x.shape[1], dim=1) for x in (k, v))
+    k, v = (x[:, :, None].expand(-1, -1, h // max(x.shape[1], 1), -1, -1).flatten(1, 2) for x in (k, v))
     heads = (x.to(dtype).flatten(0, 1) for x in (q, k, v))
-    out = torch.ops.tsla.fourier(*heads, radius.to(dtype).expand(d), key_mask, power, causal)[0]
+    out = torch.ops.tsla.fourier(*heads, radius.to(dtype).expand(d), key_mask, power, causal)
     return out.unflatten(0, (b, h)).to(q.dtype)
 
 
@@ -79,65 +79,52 @@ def check_power(power: int) -> int:
     return power
 
 
-def run(
-    q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator: output, and of each row ``(b, n, 1)`` the largest log weight and the sum of weights over it."""
+def run(q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool) -> Tensor:
+    """The operator."""
     out = q.new_zeros(*q.shape[:2], v.shape[-1])
-    top, total = q.new_zeros(*q.shape[:2], 1), q.new_ones(*q.shape[:2], 1)
-    queries, keys = (waves(x.transpose(1, 2), radius) for x in (q, k))
     with full_precision(q.device):
-        for tile, logits in _logits(queries, keys, radius, key_mask, power, causal):
-            largest = logits.amax(-1, keepdim=True)
-            largest.masked_fill_(largest == -torch.inf, 0.0)  # of a row without keys
-            weights = logits.sub_(largest).exp_()
-            sums = weights.sum(-1, keepdim=True)
-            sums.masked_fill_(sums == 0, 1.0)
-            own = (tile.heads, tile.rows)
-            out[own] = weights @ v[tile.heads, : tile.keys] / sums
-            top[own], total[own] = largest, sums
-    return out, top, total
+        for tile, _, weights in _weights(q, k, radius, key_mask, power, causal):
+            out[tile.heads, tile.rows] = weights @ v[tile.heads, : tile.keys]
+    return out
 
 
 def run_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, top: Tensor, total: Tensor,
-    power: int, causal: bool,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, out: Tensor, power: int,
+    causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Its gradients, of q, k, v and the radius."""
-    queries, keys = (waves(x.transpose(1, 2), radius) for x in (q, k))
     dq, dk = (torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k))
     dv, dradius = torch.zeros_like(v), torch.zeros_like(radius)
+    mean = (grad * out).sum(-1, keepdim=True)  # of the changes of a row, by its weights
     with full_precision(q.device):
-        for tile, logits in _logits(queries, keys, radius, key_mask, power, causal):
+        for tile, pairs, weights in _weights(q, k, radius, key_mask, power, causal):
             own, seen = (tile.heads, tile.rows), (tile.heads, slice(tile.keys))
-            weights = logits.sub_(top[own]).exp_().div_(total[own])
             dv[seen] += weights.transpose(-1, -2) @ grad[own]
             change = grad[own] @ v[seen].transpose(-1, -2)
-            change.sub_((weights * change).sum(-1, keepdim=True)).mul_(weights).mul_(power / 2)
-            parts = slope_sums(queries.of(queries_of, tile), keys.of(keys_of, tile), radius, change)
+            change.sub_(mean[own]).mul_(weights)
+            parts = slope_sums(*pairs, radius, change)
             dq[tile.heads, :, tile.rows] = parts[0]
             dk[tile.heads, :, : tile.keys] += parts[1]
             dradius += parts[2]
-    return dq.transpose(1, 2).contiguous(), dk.transpose(1, 2).contiguous(), dv, dradius
+    half = power / 2
+    return dq.transpose(1, 2) * half, dk.transpose(1, 2) * half, dv, dradius * half
 
 
-def _logits(
-    q: Waves, k: Waves, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
-) -> Iterator[tuple[Tile, Tensor]]:
-    """Each tile and the logarithms of its weights, -inf where a key is not seen."""
-    (b, _, n), m = q.x.shape, k.x.shape[2]
+def _weights(
+    q: Tensor, k: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
+) -> Iterator[tuple[Tile, tuple[Waves, Waves], Tensor]]:
+    """Each tile, its queries and keys, and its weights, which add up to 1 for a query that sees a key."""
+    (b, n, _), m = q.shape, k.shape[1]
     hidden = None
-    if key_mask is not None:  # added: to fill in by a mask takes longer than a sine
-        hidden = q.x.new_zeros(key_mask.shape).masked_fill_(~key_mask, -torch.inf)
+    if key_mask is not None:
+        hidden = q.new_zeros(key_mask.shape).masked_fill_(~key_mask, -torch.inf)
         hidden = hidden.repeat_interleave(b // max(len(hidden), 1), dim=0)[:, None]
-    for tile in tiles(b, n, m, causal=causal, numel=CPU_TILE if q.x.device.type == "cpu" else TILE):
-        logits = log_sinc(q.of(queries_of, tile), k.of(keys_of, tile), radius).mul_(power / 2)
-        if hidden is not None:
-            logits += hidden[tile.heads, :, : tile.keys]
-        if causal:
-            rows = logits.shape[1]
-            logits[..., -rows:] += logits.new_full((rows, rows), -torch.inf).triu_(1)
-        yield tile, logits
+    for tile in tiles(b, n, m, causal=causal, numel=CPU_TILE if q.device.type == "cpu" else TILE):
+        if tile.rows.start == 0:  # of other heads than before
+            queries, keys = (waves(x[tile.heads].transpose(1, 2), radius) for x in (q, k))
+        pairs = queries.queries(tile.rows), keys.keys(tile.keys)
+        own = None if hidden is None else hidden[tile.heads, :, : tile.keys]
+        yield tile, pairs, softmax(log_sinc(*pairs, radius), scale=power / 2, hidden=own, causal=causal)
 
 
 # An operator of torch's, which then counts its operations, compiles and exports it. It takes heads as rows of a batch,
@@ -147,11 +134,8 @@ _backward = torch.library.custom_op("tsla::fourier_backward", run_backward, muta
 
 
 @_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    one = (*q.shape[:2], 1)
-    return q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(one), q.new_empty(one)
+def _(q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, power: int, causal: bool) -> Tensor:
+    return q.new_empty(*q.shape[:2], v.shape[-1])
 
 
 @_backward.register_fake
@@ -161,12 +145,12 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), radius.new_empty(radius.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.power, ctx.causal = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*tensors, output)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # for a second derivative, which there is no formula for
         raise RuntimeError("fourier_attention has no second derivative")
     found = torch.ops.tsla.fourier_backward(grad, *ctx.saved_tensors, ctx.power, ctx.causal)

@@ -1,11 +1,11 @@
-"""log(sinc^2 x + 1e-12) of x = R_c (q_c - k_c), summed over channels c, and its slopes: tile by tile of pairs.
+"""Sums over channels c of log(sinc^2 x + 1e-12), x = R_c (q_c - k_c), their softmax and slopes: tile by tile of pairs.
 
 A tile is ``(b, rows, keys)``, made of queries ``(b, d, rows, 1)`` and keys ``(b, d, 1, keys)``, channel by channel.
 In float32 on a CPU native code makes it (tsla/kernels/cpu/sinc.cpp). Elsewhere its operations are the few that torch
 runs at the speed of memory, besides a sine: `where` and masks take longer than that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -41,16 +41,6 @@ def tiles(b: int, n: int, m: int, *, causal: bool, numel: int) -> Iterator[Tile]
             yield Tile(slice(head, head + heads), slice(row, min(row + rows, n)), seen)
 
 
-def queries_of(x: Tensor, tile: Tile) -> Tensor:
-    """Those of a tile, ``(b, d, rows, 1)``, of all ``(b, d, n)``."""
-    return x[tile.heads, :, tile.rows, None]
-
-
-def keys_of(x: Tensor, tile: Tile) -> Tensor:
-    """Those of a tile, ``(b, d, 1, keys)``, of all ``(b, d, m)``."""
-    return x[tile.heads, :, None, : tile.keys]
-
-
 class Waves(NamedTuple):
     """x ``(b, d, n)``, and the sine and cosine of R x, their channels side by side but for `GAP`."""
 
@@ -58,9 +48,13 @@ class Waves(NamedTuple):
     sin: Tensor
     cos: Tensor
 
-    def of(self, take: Callable[[Tensor, Tile], Tensor], tile: Tile) -> "Waves":
-        """What a tile takes of each."""
-        return Waves(*(take(x, tile) for x in self))
+    def queries(self, rows: slice) -> "Waves":
+        """Those of a tile, ``(b, d, rows, 1)``."""
+        return Waves(*(x[:, :, rows, None] for x in self))
+
+    def keys(self, count: int) -> "Waves":
+        """The first ones, ``(b, d, 1, count)``."""
+        return Waves(*(x[:, :, None, :count] for x in self))
 
 
 def waves(x: Tensor, radius: Tensor) -> Waves:
@@ -107,6 +101,32 @@ def _log_sinc(q: Tensor, k: Tensor, radius: Tensor) -> Tensor:
     return total
 
 
+def softmax(logs: Tensor, *, scale: float, hidden: Tensor | None, causal: bool) -> Tensor:
+    """Shares of ``exp(scale * logs)`` in its sum over the keys that are seen, in the place of logs ``(b, rows, keys)``.
+
+    A row that sees no key is 0. Where native code makes them, so is a share of less than e^-64 of the largest: such
+    numbers change no sum, and in products with others end as denormals, which slow a CPU down.
+
+    Args:
+        hidden: ``(b, 1, keys)``, -inf where no query sees the key, and 0; None: every key is seen.
+        causal: a row sees no key behind its own, and the last row's is the last.
+    """
+    if _compiled(logs):
+        from tsla.kernels.cpu.sinc import softmax as native
+
+        return native(logs, scale, hidden, causal)
+    logits, rows = logs.mul_(scale), logs.shape[1]
+    if hidden is not None:  # added: to fill in by a mask takes longer than a sine
+        logits += hidden
+    if causal:
+        logits[..., -rows:] += logits.new_full((rows, rows), -torch.inf).triu_(1)
+    largest = logits.amax(-1, keepdim=True)
+    largest.masked_fill_(largest == -torch.inf, 0.0)  # of a row without keys
+    weights = logits.sub_(largest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return weights.div_(total.masked_fill_(total == 0, 1.0))
+
+
 def slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum_ij G_ij sum_c f(R_c (q_ic - k_jc)), f(x) = log(sinc^2 x + 1e-12), with respect to q, k and R.
 
@@ -121,15 +141,12 @@ def slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tens
     if _compiled(weight):
         from tsla.kernels.cpu.sinc import slope_sums as native
 
-        sums = native(q, k, radius, weight)
-    else:
-        sums = _slope_sums(q, k, radius, weight)
-    scale = -2 * radius[:, None]
-    return sums[0] * scale, sums[1] * -scale, sums[2] * -2
+        return native(q, k, radius, weight)
+    return _slope_sums(q, k, radius, weight)
 
 
 def _slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of G f'(x) / -2 and, for R, of G (q - k) f'(x) / -2.
+    """Sums of R G f'(x), for keys of -R G f'(x), for R of G (q - k) f'(x).
 
     f'(x) = 2 S (x C - S) x / (x^2 (S^2 + 1e-12 x^2)), S = sin x, C = cos x, and 2 (cot x - 1 / x) by its series near 0,
     where x C and S cancel. With S and C by the addition theorem, a tile takes neither sine nor cosine: S is then off
@@ -156,4 +173,5 @@ def _slope_sums(q: Waves, k: Waves, radius: Tensor, weight: Tensor) -> tuple[Ten
         by_query.append(pairs.sum(-1))
         by_key.append(pairs.sum(-2))
         by_radius.append(pairs.mul_(gap).sum())
-    return torch.stack(by_query, 1), torch.stack(by_key, 1), torch.stack(by_radius)
+    scale = -2 * radius[:, None]
+    return torch.stack(by_query, 1) * scale, torch.stack(by_key, 1) * -scale, torch.stack(by_radius) * -2

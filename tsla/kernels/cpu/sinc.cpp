@@ -1,6 +1,6 @@
-// Sums over channels c of log(sinc^2 x + 1e-12), x = R_c (q_ic - k_jc), and of its slopes, for a tile of pairs on the
-// CPU; called from sinc.py. Keys lie side by side in a vector, of which a query fills all lanes. The sine of a
-// difference is made of sines and cosines of R q and R k, so that a pair takes none.
+// Sums over channels c of log(sinc^2 x + 1e-12), x = R_c (q_ic - k_jc), their softmax, and sums of slopes, for a tile
+// of pairs on the CPU; called from sinc.py. Keys lie side by side in a vector, of which a query fills all lanes. The
+// sine of a difference is made of sines and cosines of R q and R k, so that a pair takes none.
 #include <cmath>
 
 #include "vector.h"
@@ -12,6 +12,7 @@ constexpr int BLOCK = 512;       // keys of a task: their channels stay in the s
 constexpr float FLOOR = 1e-12f;  // as in tsla/ops/sinc.py
 constexpr float NEAR = 1;        // of x^2: below, where differences cancel, polynomials of the least relative error
 constexpr float FAR = 1e18f;     // of x^2: beyond, sinc^2 is nothing beside FLOOR
+constexpr float LEAST = -64;     // of the logarithm of a share: below, it is nothing beside the largest one
 
 struct Waves {  // x, sin(R x) and cos(R x): (b, d, count), the last ones side by side, with W more of any value after
                 // them
@@ -40,6 +41,10 @@ struct Queries {  // a channel of ROWS of them; where fewer are left, the last a
         }
     }
 };
+
+inline vec get(const float* p, int count) {
+    return count == W ? load(p) : load_some(p, count);
+}
 
 inline void put(float* p, int count, vec x) {
     if (count == W) store(p, x);
@@ -91,12 +96,13 @@ inline void make_waves(const Angles& a, int64_t task) {
     int64_t b = task / a.d, c = task % a.d, at = task * a.ld;
     const float* from = a.from + b * a.batch + c * a.channel;
     float *x = a.x + at, *sin = a.sin + at, *cos = a.cos + at;
-    double radius = a.radius[c], most = 0;
+    double radius = a.radius[c];
     for (int64_t i = 0; i < a.count; i++) x[i] = from[i * a.token];
-    for (int64_t i = 0; i < a.count; i++) {
+    for (int64_t i = 0; i < a.count; i++) {  // of nothing that keeps a compiler from taking many at once
         double angle = x[i] * radius, shifted = angle * 0.63661977236758134 + 6755399441055744.0;
-        int64_t quarter;  // 1.5 * 2^52 added rounds to a whole number, which the last bits then are
-        std::memcpy(&quarter, &shifted, sizeof quarter);
+        int64_t bits;  // 1.5 * 2^52 added rounds to a whole number, which the last bits then are
+        std::memcpy(&bits, &shifted, sizeof bits);
+        int32_t quarter = int32_t(bits);
         double turns = shifted - 6755399441055744.0;
         float r = float(angle - turns * 1.5707963267948966 - turns * 6.123233995736766e-17), y = r * r;
         float s = r + r * y * (-1.6666654611e-1f + y * (8.3321608736e-3f - y * 1.9515295891e-4f));
@@ -104,13 +110,13 @@ inline void make_waves(const Angles& a, int64_t task) {
         float one = quarter & 1 ? k : s, two = quarter & 1 ? s : k;
         sin[i] = quarter & 2 ? -one : one;
         cos[i] = (quarter + 1) & 2 ? -two : two;
-        most = std::max(most, std::abs(angle));
     }
-    if (most > 1e9)
-        for (int64_t i = 0; i < a.count; i++) {
-            sin[i] = float(std::sin(x[i] * radius));
-            cos[i] = float(std::cos(x[i] * radius));
-        }
+    int far = 0;
+    for (int64_t i = 0; i < a.count; i++) far |= std::abs(x[i] * radius) > 1e9;
+    for (int64_t i = 0; i < (far ? a.count : 0); i++) {
+        sin[i] = float(std::sin(x[i] * radius));
+        cos[i] = float(std::cos(x[i] * radius));
+    }
 }
 
 // The sums of W keys from `key` on, or of `count`, for ROWS queries from `row` on.
@@ -143,6 +149,44 @@ inline void log_sums(const Tile& t, int64_t b, int64_t row, int64_t key, int cou
     }
 }
 
+struct Shares {           // sinc.py has the same struct
+    float* logs;          // (b, rows, keys), in whose place the shares come
+    const float* hidden;  // (b, keys), -inf where no query sees the key; or null
+    int64_t batch;        // from a row of `hidden` to the next
+    int64_t b, rows, keys, causal, threads;
+    float scale;
+};
+
+// Shares of exp(scale * logs) in its sum over the keys that a query sees; those below e^LEAST of the largest are 0.
+inline void make_shares(const Shares& s, int64_t task) {
+    float* logs = s.logs + task * s.keys;
+    const float* hidden = s.hidden ? s.hidden + task / s.rows * s.batch : nullptr;
+    int64_t seen = s.causal ? s.keys - s.rows + task % s.rows + 1 : s.keys;
+    vec most = all(-INFINITY), total{};
+    for (int64_t j = 0; j < seen; j += W) {
+        int count = int(std::min<int64_t>(W, seen - j));
+        vec x = get(logs + j, count) * s.scale;
+        if (hidden) x += get(hidden + j, count);
+        if (count < W) x = lanes() < count ? x : all(-INFINITY);
+        put(logs + j, count, x);
+        most = x > most ? x : most;
+    }
+    float largest = most[0];
+    for (int i = 1; i < W; i++) largest = std::max(largest, most[i]);
+    if (largest == -INFINITY) largest = 0;  // no key is seen
+    for (int64_t j = 0; j < seen; j += W) {
+        int count = int(std::min<int64_t>(W, seen - j));
+        vec x = get(logs + j, count) - largest, share = exp_negative(x);
+        share = x < LEAST ? vec{} : share;
+        if (count < W) share = lanes() < count ? share : vec{};
+        put(logs + j, count, share);
+        total += share;
+    }
+    float sums = sum(total), inverse = sums == 0 ? 0 : 1 / sums;
+    for (int64_t j = 0; j < seen; j++) logs[j] *= inverse;
+    std::fill(logs + seen, logs + s.keys, 0.0f);
+}
+
 // S (S - x C) / (x^2 (S^2 + 1e-12 x^2)) of y = x^2, S = sin x, C = cos x: half of what -x is to be multiplied by for
 // the slope at x; (1 - x cot x) / x^2 near 0.
 inline vec slope(vec x, vec y, vec sine, vec cosine) {
@@ -159,7 +203,7 @@ inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
     const float* end = t.weight + t.b * t.rows * t.keys;
     for (int64_t c = 0; c < t.d; c++) {
         int64_t at = b * t.k.batch + c * t.k.channel + begin, own = (b * t.blocks() + block) * t.d + c;
-        float radius = t.radius[c], by_key[BLOCK]{};
+        float radius = t.radius[c], scale = -2 * radius, by_key[BLOCK]{};
         vec by_radius{};
         for (int64_t row = 0; row < t.rows; row += ROWS) {
             int here = int(std::min<int64_t>(ROWS, t.rows - row));
@@ -187,10 +231,11 @@ inline void slope_sums(const Tile& t, int64_t b, int64_t block) {
                 }
                 store(by_key + j, total);
             }
-            for (int r = 0; r < here; r++) t.by_query[own * t.rows + row + r] = sum(by_query[r]);
+            for (int r = 0; r < here; r++) t.by_query[own * t.rows + row + r] = sum(by_query[r]) * scale;
         }
-        std::memcpy(t.by_key + (b * t.d + c) * t.keys + begin, by_key, size * sizeof(float));
-        t.by_radius[own] = sum(by_radius);
+        float* to = t.by_key + (b * t.d + c) * t.keys + begin;
+        for (int64_t j = 0; j < size; j++) to[j] = by_key[j] * -scale;
+        t.by_radius[own] = sum(by_radius) * -2;
     }
 }
 
@@ -200,7 +245,7 @@ extern "C" {
 
 // Grows with every change of what Python hands over.
 int64_t tsla_abi() {
-    return sizeof(tsla::Tile) + sizeof(tsla::Angles);
+    return sizeof(tsla::Tile) + sizeof(tsla::Shares) + sizeof(tsla::Angles);
 }
 
 int64_t tsla_block() {
@@ -221,6 +266,11 @@ void tsla_log_sinc(const tsla::Tile* tile) {
         for (int64_t key = begin; key < end; key += tsla::W)
             tsla::log_sums(*tile, task / (groups * blocks), row, key, int(std::min<int64_t>(tsla::W, end - key)));
     }
+}
+
+void tsla_softmax(const tsla::Shares* shares) {
+#pragma omp parallel for num_threads(shares->threads)
+    for (int64_t task = 0; task < shares->b * shares->rows; task++) tsla::make_shares(*shares, task);
 }
 
 void tsla_slope_sums(const tsla::Tile* tile) {

@@ -26,6 +26,16 @@ class Tile(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Shares(ctypes.Structure):
+    """The arguments of a call for softmax."""
+
+    _fields_ = [
+        ("logs", ctypes.c_void_p), ("hidden", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "b", "rows", "keys", "causal", "threads")),
+        ("scale", ctypes.c_float),
+    ]  # fmt: skip
+
+
 class Angles(ctypes.Structure):
     """The arguments of a call for waves."""
 
@@ -35,6 +45,9 @@ class Angles(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _WAVES),
         *((name, ctypes.c_int64) for name in ("b", "d", "count", "ld", "threads")),
     ]  # fmt: skip
+
+
+STRUCTS = (Tile, Shares, Angles)
 
 
 def waves(x: Tensor, radius: Tensor, gap: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,10 +69,18 @@ def log_sinc(q: tuple[Tensor, ...], k: tuple[Tensor, ...], radius: Tensor) -> Te
     return logs
 
 
+def softmax(logs: Tensor, scale: float, hidden: Tensor | None, causal: bool) -> Tensor:
+    """As `tsla.ops.sinc.softmax`, in float32."""
+    where = (0, 0) if hidden is None else (hidden.data_ptr(), hidden.stride(0))
+    shares = Shares(logs.data_ptr(), *where, *logs.shape, causal, torch.get_num_threads(), scale)
+    _library().tsla_softmax(ctypes.byref(shares))
+    return logs
+
+
 def slope_sums(
     q: tuple[Tensor, ...], k: tuple[Tensor, ...], radius: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of G f'(x) / -2 and, for R, of G (q - k) f'(x) / -2, as `tsla.ops.sinc.slope_sums` has them."""
+    """As `tsla.ops.sinc.slope_sums`, in float32."""
     tile, library, weight = _tile(q, k, radius), _library(), weight.contiguous()
     blocks = -(-tile.keys // library.tsla_block())  # each of which adds up its own, so that no two threads meet
     by_query = weight.new_empty(tile.b, blocks, tile.d, tile.rows)
@@ -91,6 +112,6 @@ def _waves(parts: tuple[Tensor, ...], place: int) -> _Waves:
 def _library() -> Any:
     library = load("sinc")
     library.tsla_abi.restype = library.tsla_block.restype = ctypes.c_int64
-    if library.tsla_abi() != ctypes.sizeof(Tile) + ctypes.sizeof(Angles):
+    if library.tsla_abi() != sum(map(ctypes.sizeof, STRUCTS)):
         raise NativeError("the library sinc and tsla.kernels.cpu.sinc disagree about their struct")
     return library
