@@ -102,6 +102,8 @@ def _prepare(name: str, task: "Task") -> int:
           f"ready in {perf_counter() - began:.1f} s")  # fmt: skip
     if (folder := getattr(task, "folder", None)) is not None:
         print(f"  in {folder}")
+    if layout := getattr(task, "manifest", {}).get("layout"):
+        print(f"  read as the dump of {layout}")
     return _baselines(name, task)
 
 

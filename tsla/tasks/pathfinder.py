@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from sklearn.linear_model import Ridge
 from tsla.compiler import NativeError
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
-from tsla.tasks.pathfinder_files import Listing, find, listing, read_images, split_rows, state
+from tsla.tasks.dumps import Dump, DumpRow, count_rows, dump_pixels, dump_rows, find_dump
+from tsla.tasks.pathfinder_files import FOLDERS, Listing, find, listing, read_images, split_rows, state
 from tsla.tasks.pathfinder_generator import Generator, check_scene
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 
@@ -46,7 +48,8 @@ class Pathfinder:
         kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
         seed: of generated rows.
         train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
-        source, path: see above.
+        source, path: see above. The folder may also be a dump (see `tsla.tasks.dumps`), whose split is given.
+        allow_pickle: whether the dump may be one of pickles.
         cache_dir: where rows are kept.
         workers: threads that generate; None: one per core.
 
@@ -66,6 +69,7 @@ class Pathfinder:
         eval_rows: int | None = None,
         source: str = "offline",
         path: Path | str | None = None,
+        allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
         workers: int | None = None,
     ) -> None:
@@ -77,7 +81,9 @@ class Pathfinder:
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.cache_dir = Path(cache_dir)
         self._check(source, path)
-        self.files = None if path is None else find(Path(path), self.size, contour)
+        self.dump = None if path is None else self._dump(Path(path), allow_pickle)
+        self.files = None if path is None or self.dump else find(Path(path), self.size, contour)
+        self.generates = path is None
 
     def _check(self, source: str, path: Path | str | None) -> None:
         check_scene(self.size, self.contour)
@@ -92,6 +98,13 @@ class Pathfinder:
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
+    def _dump(self, path: Path, allow_pickle: bool) -> Dump | None:
+        stem = f"pathfinder{self.size}-{FOLDERS[self.contour]}"
+        found = find_dump(path, stem, allow_pickle=allow_pickle)
+        if found is not None and found.layout == "mega" and self.contour != 14:
+            raise ValueError(f"contour ({self.contour}) must be 14 for the dump of mega in path ({path})")
+        return found
+
     @property
     def spec(self) -> TaskSpec:
         series = self.kind == "series"
@@ -105,7 +118,7 @@ class Pathfinder:
         yield self.name
         if self.contour != 14:
             yield str(self.contour)
-        if self.files is None:
+        if self.generates:
             yield "generated"
         elif self.manifest["images"] != sum(ALL.values()):
             yield "own"
@@ -129,12 +142,14 @@ class Pathfinder:
         source: dict[str, object] = {"seed": self.seed}
         if self.files is not None:
             source = {"path": str(self.files.resolve()), "files": state(self.files)}
+        if self.dump is not None:
+            source = self.dump.key
         key = {"version": VERSION, "contour": self.contour, "kind": self.kind, "rows": self.rows, **source}
         return cached(self.cache_dir, self.name, key, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
-        source = self._generated() if self.files is None else _Read(listing(self.files, self.contour), self.size)
+        source = self._source()
         rows = {split: self._rows(split, source.available[split]) for split in SPLITS}
         seen = {split: _Seen(LINEAR_PIXELS // self.size**2) for split in SPLITS}
         for split in SPLITS:
@@ -153,7 +168,11 @@ class Pathfinder:
             raise ValueError(f"{option} ({asked}) must be at most the rows of the {split} split, {available}")
         return available if asked is None else asked
 
-    def _generated(self) -> "_Generated":
+    def _source(self) -> "_Source":
+        if self.dump is not None:
+            return _Dumped(self.dump, self.size)
+        if self.files is not None:
+            return _Read(listing(self.files, self.contour), self.size)
         try:
             generators = {
                 split: Generator(self.size, self.contour, (self.seed, place)) for place, split in enumerate(SPLITS)
@@ -212,7 +231,30 @@ class _Read:
         return {"source": str(self.found.folder), "images": files + self.found.empty, "empty": self.found.empty}
 
 
-_Source = _Generated | _Read
+class _Dumped:
+    """Images of a dump, of which each split is read once, from its first row on."""
+
+    def __init__(self, dump: Dump, size: int) -> None:
+        self.dump, self.size = dump, size
+        self.available = {split: count_rows(dump, split) for split in SPLITS}
+        self.rows = {split: dump_rows(dump, split) for split in SPLITS}
+
+    def read(self, split: str, first: int, count: int) -> Part:
+        rows = [*islice(self.rows[split], count)]
+        return np.stack([dump_pixels(row, self.size) for row in rows]), np.array([_label(row) for row in rows])
+
+    def facts(self) -> dict[str, Any]:
+        return {"source": str(self.dump.files["train"][0].parent), "layout": self.dump.layout,
+                "images": sum(self.available.values()), "empty": 0}  # fmt: skip
+
+
+def _label(row: DumpRow) -> np.uint8:
+    if row.label not in (0, 1):
+        raise ValueError(f"{row.place}: the class ({row.label}) must be 0 or 1")
+    return np.uint8(row.label)
+
+
+_Source = _Generated | _Read | _Dumped
 
 
 class _Seen:
