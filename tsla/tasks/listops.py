@@ -18,6 +18,7 @@ from datasets import Dataset
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.dumps import END, Dump, check_count, dictionary, dump_rows, find_dump
+from tsla.tasks.expected import Statistic
 from tsla.tasks.listops_grammar import (
     CLOSER,
     DIGIT,
@@ -32,6 +33,7 @@ from tsla.tasks.listops_grammar import (
     to_text,
 )
 from tsla.tasks.listops_references import reference_lines
+from tsla.tasks.listops_statistics import ROWS, statistics
 from tsla.tasks.sources import stamps
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
@@ -107,6 +109,12 @@ class ListOps:
 
     def references(self) -> dict[str, float]:
         return dict(self.manifest["references"])
+
+    def statistics(self) -> list[Statistic]:
+        """What some thousand training rows are like, beside what they should be."""
+        data = self.split("train")[:ROWS]
+        rows = [(bytes(ids), label) for ids, label in zip(data["input_ids"], data["label"], strict=True)]
+        return statistics(rows, self.grammar, self.manifest.get("acceptance"))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

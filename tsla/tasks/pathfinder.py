@@ -3,6 +3,7 @@
 How images are made is in `pathfinder_generator`, how a folder of Long Range Arena is read in `pathfinder_files`.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,13 @@ from tsla.compiler import NativeError
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.dumps import Dump, DumpRow, count_rows, dump_pixels, dump_rows, find_dump
+from tsla.tasks.expected import Statistic
 from tsla.tasks.pathfinder_files import FOLDERS, Listing, find, listing, read_images, split_rows, state
 from tsla.tasks.pathfinder_generator import Generator, check_scene
+from tsla.tasks.pathfinder_statistics import ROWS, distances, statistics
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 
-VERSION = 1  # of rows, files and reference lines: raised with any change to them
+VERSION = 2  # of rows, files and reference lines: raised with any change to them
 SIZES = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}  # pixels a side
 ALL = {"train": 160_000, "val": 20_000, "test": 20_000}  # rows, generated or in the release
 KINDS, SOURCES = ("tokens", "series"), ("offline", "lra")
@@ -128,8 +131,19 @@ class Pathfinder:
         return load_split(self.folder, name)
 
     def references(self) -> dict[str, float]:
-        """Test accuracy of the commonest class, and of a linear classifier on the pixels of a few thousand images."""
+        """Test accuracy of the commonest class, and of two rules fitted to a few thousand images.
+
+        These are a limit to the distance of the markers, and a linear classifier on the pixels.
+        """
         return dict(self.manifest["references"])
+
+    def statistics(self) -> list[Statistic]:
+        """What some of the training images are like, beside what they should be."""
+        series = self.kind == "series"
+        data = self.split("train").with_format("numpy")[: min(ROWS, LINEAR_PIXELS // self.size**2)]
+        pixels = np.stack(data["values" if series else "input_ids"]) - (0 if series else 1)
+        images = pixels.astype(np.uint8).reshape(-1, self.size, self.size)
+        return statistics(images, data["label"], self.contour, self.manifest.get("tries_per_image"))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -279,18 +293,25 @@ class _Seen:
         mean = float(values @ share)
         return mean, float(np.sqrt((values - mean) ** 2 @ share)) or 1.0
 
-    def sample(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Pixels of the first rows, from 0 to 1, and classes -1 and 1."""
-        pixels = np.concatenate(self.first) / np.float32(255)
-        return pixels, 2 * np.concatenate(self.labels)[: len(pixels)].astype(np.int64) - 1
+    def sample(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Pixels of the first rows, and whether both markers are on one snake."""
+        pixels = np.concatenate(self.first)
+        return pixels, np.concatenate(self.labels)[: len(pixels)] == 1
 
 
 def _references(train: _Seen, test: _Seen) -> dict[str, float]:
     commonest = np.bincount(np.concatenate(train.labels)).argmax()
-    (pixels, classes), (test_pixels, test_classes) = train.sample(), test.sample()
-    linear = Ridge(alpha=PENALTY).fit(pixels, classes)
+    (pixels, joined), (test_pixels, test_joined) = train.sample(), test.sample()
+    linear = Ridge(alpha=PENALTY).fit(pixels / np.float32(255), 2.0 * joined - 1)
+    size = math.isqrt(pixels.shape[1])
+    apart, test_apart = (distances(part.reshape(-1, size, size)) for part in (pixels, test_pixels))
+    limits = np.unique(apart)
+    right = np.array([np.mean((apart > limit) == joined) for limit in limits])
+    further = right.max() >= 1 - right.min()  # whether the far ones are on one snake, or the near ones
+    limit = limits[right.argmax() if further else right.argmin()]
     lines = {
         "majority": float(np.mean(np.concatenate(test.labels) == commonest)),
-        "linear": float(np.mean((linear.predict(test_pixels) > 0) == (test_classes > 0))),
+        "linear": float(np.mean((linear.predict(test_pixels / np.float32(255)) > 0) == test_joined)),
+        "marker distance": float(np.mean((test_apart > limit) == (test_joined == further))),
     }
     return dict(sorted(lines.items(), key=lambda line: line[1]))
