@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dump_cases import COUNTS, images_of, write_lines, write_pickles
 
 from tsla.tasks import image_sources, listops, pairs, text_sources
 from tsla.tasks.images import Images
@@ -14,9 +15,6 @@ from tsla.tasks.pickles import load_pickle, plain
 from tsla.tasks.retrieval import Retrieval
 from tsla.tasks.texts import TextClasses
 
-COUNTS = {"train": 30, "val": 6, "test": 8}
-LINES = dict(zip(COUNTS, ("train", "valid", "test"), strict=True))
-PICKLES = dict(zip(COUNTS, ("train", "dev", "test"), strict=True))
 DICTIONARY = ["]", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MAX", "[MIN", "[MED", "[SM", "("]
 
 
@@ -27,32 +25,6 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "AAN_ROWS", COUNTS)
     monkeypatch.setattr(listops, "LRA_ROWS", COUNTS)
     monkeypatch.setattr(text_sources, "IMDB_ROWS", COUNTS["test"])
-
-
-def made(size=32, classes=2, seed=0):
-    """Pixels and classes of each split."""
-    random = np.random.default_rng(seed)
-    return {split: (random.integers(0, 256, (n, size * size)), random.permutation(np.arange(n) % classes))
-            for split, n in COUNTS.items()}  # fmt: skip
-
-
-def write_lines(splits, *, flat=False, end="\n"):
-    for split, (rows, labels) in splits.items():
-        for kind, folder, lines in (("src", "input", rows), ("label", "label", labels[:, None])):
-            file = Path("own", "" if flat else folder, f"{LINES[split]}.{kind}")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(" ".join(map(str, row)) + end for row in lines), newline="")
-
-
-def write_pickles(stem, splits, *, label=np.int64, protocol=None):
-    """Lists of dicts with arrays, as TensorFlow gives them; `splits` has the inputs, one or two, and the labels."""
-    Path("own").mkdir(exist_ok=True)
-    for split, (*inputs, labels) in splits.items():
-        rows = [
-            {**{f"input_ids_{place}": row.astype(np.int32) for place, row in enumerate(own)}, "label": label(answer)}
-            for *own, answer in zip(*inputs, labels, strict=True)
-        ]
-        Path("own", f"{stem}.{PICKLES[split]}.pickle").write_bytes(pickle.dumps(rows, protocol=protocol))
 
 
 def padded(texts, length):
@@ -83,7 +55,7 @@ def pathfinder(**options):
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_images_as_lines(flat, end):
-    splits = made(classes=10)
+    splits = images_of(classes=10)
     write_lines(splits, flat=flat, end=end)
     task = image()
     same(task, splits)
@@ -93,7 +65,7 @@ def test_images_as_lines(flat, end):
 
 @pytest.mark.parametrize(("name", "size"), [("pathfinder", 32), ("pathx", 128)])
 def test_pathfinder_as_lines_in_its_order(name, size):
-    splits = made(size)
+    splits = images_of(size)
     write_lines(splits)
     task = pathfinder(name=name, train_rows=20)
     assert np.array_equal(np.array(task.split("train")["input_ids"]) - 1, splits["train"][0][:20])
@@ -106,7 +78,7 @@ def test_pathfinder_as_lines_in_its_order(name, size):
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("label", [np.int64, np.float32, int])
 def test_images_as_pickles(protocol, label):
-    splits = made(classes=10)
+    splits = images_of(classes=10)
     write_pickles("image", splits, label=label, protocol=protocol)
     task = image(allow_pickle=True)
     same(task, splits)
@@ -115,7 +87,7 @@ def test_images_as_pickles(protocol, label):
 
 @pytest.mark.parametrize(("contour", "stem"), [(6, "curv_baseline"), (14, "curv_contour_length_14")])
 def test_pathfinder_as_pickles(contour, stem):
-    splits = made()
+    splits = images_of()
     write_pickles(f"pathfinder32-{stem}", splits)
     same(pathfinder(contour=contour, allow_pickle=True), splits)
 
@@ -165,7 +137,7 @@ def listops_task():
 
 
 def test_listops_as_pickles_is_refused():
-    write_pickles("listops", made())
+    write_pickles("listops", images_of())
     with pytest.raises(FileNotFoundError, match="cannot be read from pickles, which do not hold what their numbers"):
         listops_task()
 
@@ -174,7 +146,7 @@ def test_listops_as_pickles_is_refused():
 
 
 def test_pickles_need_leave():
-    write_pickles("image", made(classes=10))
+    write_pickles("image", images_of(classes=10))
     with pytest.raises(
         ValueError, match=r"holds pickles, such as image\.train\.pickle: allow_pickle \(False\) must be"
     ):
@@ -182,7 +154,7 @@ def test_pickles_need_leave():
 
 
 def test_a_part_of_a_dump():
-    write_lines(made())
+    write_lines(images_of())
     Path("own/label/valid.label").unlink()
     with pytest.raises(FileNotFoundError, match=r"a part of the dump of mega; it lacks label/valid\.label"):
         pathfinder()
@@ -190,7 +162,7 @@ def test_a_part_of_a_dump():
 
 @pytest.mark.parametrize("options", [{"protocol": "s4"}, {"seed": 1}])
 def test_a_dump_says_which_images_validate(options):
-    write_lines(made(classes=10))
+    write_lines(images_of(classes=10))
     with pytest.raises(ValueError, match=r"must be 'default' and seed \(.\) 0 where path \(own\) says itself"):
         image(**options)
 
@@ -215,7 +187,7 @@ def edit(name, old, new):
     ],
 )
 def test_lines_that_are_no_rows(harm, message):
-    write_lines(made(classes=10))
+    write_lines(images_of(classes=10))
     harm()
     with pytest.raises(ValueError) as caught:
         image().split("train")
@@ -223,7 +195,7 @@ def test_lines_that_are_no_rows(harm, message):
 
 
 def test_counts_are_those_of_the_release():
-    splits = made(classes=10)
+    splits = images_of(classes=10)
     write_lines(splits | {"val": tuple(part[:5] for part in splits["val"])})
     with pytest.raises(ValueError, match=r"valid\.src must have 6 rows, as in Long Range Arena, got 5"):
         image().split("train")
@@ -242,7 +214,7 @@ def test_counts_are_those_of_the_release():
     ],
 )
 def test_pickles_that_are_no_rows(rows, message):
-    write_pickles("image", made(classes=10))
+    write_pickles("image", images_of(classes=10))
     Path("own/image.train.pickle").write_bytes(pickle.dumps(rows))
     with pytest.raises(ValueError) as caught:
         image(allow_pickle=True).split("train")
@@ -262,7 +234,7 @@ class Hostile:
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("call", [(Path.mkdir, Path("made")), (eval, "open('made', 'w').close()")])
 def test_a_pickle_runs_nothing(call, protocol):
-    write_pickles("image", made(classes=10))
+    write_pickles("image", images_of(classes=10))
     content = pickle.dumps([{"input_ids_0": Hostile(*call), "label": 1}], protocol=protocol)
     Path("own/image.train.pickle").write_bytes(content)
     with pytest.raises(ValueError, match=r"it asks for .*, which is not allowed"):
