@@ -51,11 +51,11 @@ def test_a_task_is_prepared_counted_and_scored(capsys):
         "majority", f"{written['references']['majority']:.3f}",
     ]  # fmt: skip
     counted = told(capsys, "verify", "listops_short", *SMALL)
-    assert counted.endswith("listops_short: as it was built\n") and str(written["labels"]) in counted
+    assert "\nlistops_short: as it was built\n" in counted and str(written["labels"]) in counted
     (folder / "manifest.json").write_text(json.dumps(written | {"rows": {"train": 61, "val": 10, "test": 20}}))
     changed = told(capsys, "verify", "listops_short", *SMALL, status=1)
     assert "the build wrote {'train': 61, 'val': 10, 'test': 20}" in changed
-    assert changed.endswith("listops_short: differs from its manifest\n")
+    assert "\nlistops_short: differs from its manifest\n" in changed
 
 
 def test_the_list_shows_references_of_what_is_prepared(capsys):

@@ -102,6 +102,8 @@ def _prepare(name: str, task: "Task") -> int:
           f"ready in {perf_counter() - began:.1f} s")  # fmt: skip
     if (folder := getattr(task, "folder", None)) is not None:
         print(f"  in {folder}")
+    if layout := getattr(task, "manifest", {}).get("layout"):
+        print(f"  read as the dump of {layout}")
     return _baselines(name, task)
 
 
@@ -113,7 +115,9 @@ def _baselines(name: str, task: "Task") -> int:
 
 
 def _verify(name: str, task: "Task") -> int:
-    """Counts rows, labels and lengths anew, and compares them with what the build wrote down; 1 if they differ."""
+    """Counts anew what the build wrote down, and statistics of generated tasks; 1 if any is not what it should be."""
+    from tsla.tasks.listops import ListOps
+    from tsla.tasks.pathfinder import Pathfinder
     from tsla.tasks.verify import recount
 
     found, written = recount(task), getattr(task, "manifest", {})
@@ -123,4 +127,10 @@ def _verify(name: str, task: "Task") -> int:
         wrong += not same
         print(f"  {key:<8} {value}" + ("" if same else f"\n           the build wrote {written[key]}"))
     print(f"{name}: {'differs from its manifest' if wrong else 'as it was built'}")
-    return int(wrong > 0)
+    statistics = task.statistics() if isinstance(task, ListOps | Pathfinder) else []
+    for one in statistics:
+        expected = f"{one.low:.4g} to {one.high:.4g}" if one.high > one.low else f"{one.low:.4g}"
+        print(f"  {one.name:<40} {one.found:>9.4g}  expected {expected}{'' if one.right else '  OFF'}")
+    if off := sum(not one.right for one in statistics):
+        print(f"{name}: {off} of {len(statistics)} statistics are off")
+    return int(wrong + off > 0)

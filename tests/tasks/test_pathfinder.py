@@ -72,7 +72,7 @@ def test_generated_rows(tmp_path):
     everything = np.concatenate([rows(task, name) for name in ("train", "val", "test")])
     assert len({row.tobytes() for row in everything}) == 50
     lines = task.references()
-    assert set(lines) == {"majority", "linear"} and list(lines.values()) == sorted(lines.values())
+    assert set(lines) == {"majority", "linear", "marker distance"} and list(lines.values()) == sorted(lines.values())
     commonest = np.bincount(rows(task, "train", "label")).argmax()
     assert lines["majority"] == np.mean(rows(task, "test", "label") == commonest)
 

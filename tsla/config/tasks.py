@@ -11,6 +11,7 @@ MQAR = ("mqar", "mqar_mix")
 GREY = ("fashion", "smnist")
 CIFAR = "uoft-cs/cifar10"  # on the Hub
 SOURCES = ("offline", "lra", "hub")
+PICKLES = "for source=lra: path may hold TASK.{train,dev,test}.pickle; arrays of numbers are read, no code is run"
 PATHFINDER = ("pathfinder", "pathfinder_64", "pathx")
 SERIES = ("ACSF1", "ArrowHead", "BasicMotions", "Covid3Month_disc", "GunPoint", "ItalyPowerDemand", "JapaneseVowels",
           "OSULeaf", "PickupGestureWiimoteZ")  # fmt: skip
@@ -81,6 +82,7 @@ class ImageConfig(PixelsConfig):
     hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
     protocol: str = option("default", "which rows validate: a stratified tenth, the last tenth as in LRA, or the draw "
                            "of S4", choices=("default", "lra", "s4"))  # fmt: skip
+    allow_pickle: bool = option(False, PICKLES)
 
     def image(self) -> tuple[int, int] | None:
         return (32, 32) if self.order == "row" else None
@@ -200,6 +202,7 @@ class TextConfig(TaskOptions):
     hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
     protocol: str = option("default", "a tenth of train is for validation; lra: the test split is for both",
                            choices=("default", "lra"))  # fmt: skip
+    allow_pickle: bool = option(False, PICKLES)
     max_length: int = option(4096, "longer texts lose their end, in bytes", low=1)
     train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
     eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
@@ -227,6 +230,7 @@ class RetrievalConfig(TaskOptions):
     path: str | None = option(None, "for source=lra, which needs it: an lra_release folder, or its tsv_data")
     hub_id: str = option("OpenNLPLab/lra", "for source=hub: the data set that has these files")
     hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    allow_pickle: bool = option(False, PICKLES)
     pairs: str = option("nli", "the head over vectors a and b of the two: of [a, b, a - b, a b] or [a, b]",
                         choices=("nli", "concat"))  # fmt: skip
     max_length: int = option(4000, "longer documents lose their end, in bytes", low=1)
@@ -247,6 +251,7 @@ class PathfinderConfig(TaskOptions):
     eval_rows: int | None = option(None, "rows of validation and of test; null is all, 20000", low=1, high=20_000)
     source: str = option("offline", "generated, or read from path", choices=("offline", "lra"))
     path: str | None = option(None, "for source=lra: the unpacked release, or its folder of these images")
+    allow_pickle: bool = option(False, PICKLES)
 
     def image(self) -> tuple[int, int]:
         side = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}[self.name]

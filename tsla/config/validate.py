@@ -55,6 +55,9 @@ def _task(config: Config) -> Iterator[str]:
         yield from _pixels(task)
     if isinstance(task, TextConfig | RetrievalConfig):
         yield from _source(task)
+    dumped = ImageConfig | PathfinderConfig | TextConfig | RetrievalConfig
+    if isinstance(task, dumped) and task.allow_pickle and task.source != "lra":
+        yield f"task.allow_pickle (true) needs task.source=lra, got {task.source}"
 
 
 def _pixels(task: PixelsConfig) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """CIFAR-10 in shades of grey: from a user's own folder, in the binary or the Python version, or from the Hub."""
 
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+
+from tsla.tasks.pickles import load_pickle, plain
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE, CHANNELS = 32, 3
@@ -117,55 +118,13 @@ def _classes(labels: NDArray[np.int64], place: str) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-# --- the Python version -----------------------------------------------------------------------------------------------
-# A pickle can run any code. Here it cannot: of all names it may only use those of numpy's arrays, and even these stand
-# for the two classes below, which keep what they are given and do nothing.
-
-
-class _Kind:
-    """What a pickle says of the type of an array's numbers."""
-
-    def __init__(self, code: object, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, _: object) -> None:
-        pass  # the order of bytes and the like, which single bytes do not have
-
-
-class _Array:
-    """What a pickle says of an array of bytes."""
-
-    def __init__(self, *_: object) -> None:
-        self.state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def value(self) -> NDArray[np.uint8]:
-        """The array; ValueError or TypeError if it is none of bytes, row by row."""
-        state: Any = self.state
-        _, shape, kind, by_columns, content = state
-        if not isinstance(kind, _Kind) or kind.code not in (b"u1", "u1") or by_columns or type(content) is not bytes:
-            raise ValueError("its array must be one of bytes, row by row")
-        return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-class _Restricted(pickle.Unpickler):
-    """Reads bytes, texts, numbers, lists, tuples, dicts, and what it takes for arrays; anything else is an error."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray")}:
-            return _Array
-        if (module, name) == ("numpy", "dtype"):
-            return _Kind
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
-
-
 def _read_pickle(file: Path) -> Labelled:
     try:
-        with file.open("rb") as stream:
-            found = _Restricted(stream, encoding="bytes").load()
-        pixels = found[b"data"].value().reshape(-1, CHANNELS, SIDE, SIDE)
+        found = load_pickle(file, encoding="bytes")
+        data = plain(found[b"data"])
+        if data.dtype != np.uint8:
+            raise ValueError(f"its array must be one of bytes, got {data.dtype}")
+        pixels = data.reshape(-1, CHANNELS, SIDE, SIDE)
         labels = np.array(found[b"labels"], dtype=np.int64).reshape(len(pixels))
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{file} cannot be read as the Python version of CIFAR-10 ({error!r}); "

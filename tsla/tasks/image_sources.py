@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from tsla.tasks.base import SPLITS
 from tsla.tasks.cifar import CLASSES, Labelled, cifar_files, read_cifar, read_hub
+from tsla.tasks.cifar import SIDE as CIFAR_SIDE
+from tsla.tasks.dumps import Dump, check_count, dump_pixels, dump_rows, find_dump
 from tsla.tasks.packages import Package, Unavailable, package_file
+from tsla.tasks.sources import stamps
 
 FASHION = Package("deb", "dataset-fashion-mnist", "0.0~git20200523.55506a9-1",
                   "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0")  # fmt: skip
@@ -26,8 +30,9 @@ SIDE = 28  # of the images of MNIST and Fashion-MNIST
 IDX = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
        "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
 LAYOUTS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
+DUMP_ROWS = {"train": 45_000, "val": 5_000, "test": 10_000}  # of LRA's images, as others have written them out
 
-Parts = dict[str, Labelled]  # of `train` and `test`
+Parts = dict[str, Labelled]  # of `train` and `test`, and of `val` where that is given
 
 
 class Source(NamedTuple):
@@ -82,11 +87,16 @@ def mnist(path: Path | None, cache_dir: Path) -> Source:
     return Source("smnist_5k", (), MNIST._asdict(), read)
 
 
-def image(source: str, path: Path | None, hub_id: str, hub_revision: str | None, cache_dir: Path) -> Source:
+def image(
+    source: str, path: Path | None, hub_id: str, hub_revision: str | None, cache_dir: Path, *,
+    allow_pickle: bool = False,
+) -> Source:  # fmt: skip
     """The images of Long Range Arena, CIFAR-10, or Fashion-MNIST in their place."""
     match source:
         case "lra":
             assert path is not None
+            if dump := find_dump(path, "image", allow_pickle=allow_pickle):
+                return Source("image", CLASSES, dump.key, lambda _: {split: _dumped(dump, split) for split in SPLITS})
             files = cifar_files(path)
             return Source("image", CLASSES, _stats(files), lambda _: {p: read_cifar(own) for p, own in files.items()})
         case "hub":
@@ -94,6 +104,17 @@ def image(source: str, path: Path | None, hub_id: str, hub_revision: str | None,
             return Source("image", CLASSES, key, lambda scratch: _from_hub(hub_id, hub_revision, scratch))
         case _:
             return fashion(None, cache_dir)._replace(name="image_fashion")
+
+
+def _dumped(dump: Dump, split: str) -> Labelled:
+    pixels, labels = [], []
+    for row in dump_rows(dump, split):
+        if not 0 <= row.label < len(CLASSES):
+            raise ValueError(f"{row.place}: the class ({row.label}) must be 0 to {len(CLASSES) - 1}")
+        pixels.append(dump_pixels(row, CIFAR_SIDE))
+        labels.append(row.label)
+    check_count(dump, split, len(labels), DUMP_ROWS[split])
+    return Labelled(np.stack(pixels), np.array(labels))
 
 
 def _from_hub(hub_id: str, revision: str | None, scratch: Path) -> Parts:
@@ -114,8 +135,7 @@ def _own(name: str, classes: tuple[str, ...], path: Path) -> Source:
 
 
 def _stats(files: dict[str, list[Path]]) -> dict[str, object]:
-    found = {str(file.resolve()): file.stat() for own in files.values() for file in own}
-    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}}
+    return {"files": stamps(file for own in files.values() for file in own)}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

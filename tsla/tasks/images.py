@@ -42,7 +42,9 @@ class Images:
     Args:
         name: ``image``, ``fashion`` or ``smnist``.
         source: of ``image``: ``"lra"``, CIFAR-10's own files in `path`; ``"hub"``; ``"offline"``, the substitute.
-        path: a folder of files to read; of the other two, idx files in place of a package.
+        path: a folder of files to read: CIFAR-10's own, or a dump (see `tsla.tasks.dumps`), whose validation rows are
+            given; of the other two, idx files in place of a package.
+        allow_pickle: whether the dump may be one of pickles.
         hub_id, hub_revision: of a data set of the Hub.
         side: pixels of a row: 32 for ``image``, 28 or, by means of 2 x 2 pixels, 14 for the others.
         kind: ``"tokens"``, grey value + 1; ``"series"``, grey values, standardised as a model reads them.
@@ -64,7 +66,7 @@ class Images:
         self, *, name: str, source: str = "offline", path: Path | str | None = None, hub_id: str = "",
         hub_revision: str | None = None, side: int | None = None, kind: str = "tokens", order: str = "row",
         order_seed: int = 0, protocol: str = "default", seed: int = 0, train_rows: int | None = None,
-        eval_rows: int | None = None, cache_dir: Path | str = Path("data"),
+        eval_rows: int | None = None, allow_pickle: bool = False, cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
         known: dict[str, tuple[object, Sequence[object]]] = {
             "name": (name, tuple(SIDES)), "source": (source, SOURCES), "kind": (kind, KINDS), "order": (order, ORDERS),
@@ -84,12 +86,17 @@ class Images:
         self.order, self.order_seed = order, order_seed
         self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
-        self.source = self._source(source, None if path is None else Path(path), hub_id, hub_revision)
+        self.source = self._source(source, None if path is None else Path(path), hub_id, hub_revision, allow_pickle)
+        if "layout" in self.source.key and (protocol != "default" or seed):
+            raise ValueError(f"protocol ({protocol!r}) must be 'default' and seed ({seed}) 0 where path ({path}) says "
+                             "itself which images validate, as a dump does")  # fmt: skip
 
-    def _source(self, source: str, path: Path | None, hub_id: str, hub_revision: str | None) -> Source:
+    def _source(
+        self, source: str, path: Path | None, hub_id: str, hub_revision: str | None, allow_pickle: bool
+    ) -> Source:
         match self.name:
             case "image":
-                return image(source, path, hub_id, hub_revision, self.cache_dir)
+                return image(source, path, hub_id, hub_revision, self.cache_dir, allow_pickle=allow_pickle)
             case "fashion":
                 return fashion(path, self.cache_dir)
             case _:
@@ -136,6 +143,7 @@ class Images:
                 save_split(folder, name, [{"values": list(pixels[:, order].astype(np.float32)), "label": labels}])
         lengths = {name: np.full(len(labels), self.side**2) for name, (_, labels) in splits.items()}
         manifest: dict[str, object] = {"task": self.source.name, "source": self.source.key}
+        manifest |= {name: self.source.key[name] for name in ("layout",) if name in self.source.key}
         manifest |= describe(lengths, {name: labels for name, (_, labels) in splits.items()}, CLASSES)
         manifest["grey"] = S4_GREY if self.protocol == "s4" else _mean_and_deviation(splits["train"].pixels)
         manifest["references"] = reference_lines(splits["train"], splits["test"])
@@ -144,9 +152,10 @@ class Images:
 
     def _splits(self, parts: Parts) -> dict[str, Labelled]:
         """Images as rows of pixels, and their labels."""
-        train, val = self._hold_out(parts["train"].labels)
-        whole = {"train": (parts["train"], train), "val": (parts["train"], val),
-                 "test": (parts["test"], np.arange(len(parts["test"].labels)))}  # fmt: skip
+        whole = {name: (part, np.arange(len(part.labels))) for name, part in parts.items()}
+        if "val" not in parts:
+            train, val = self._hold_out(parts["train"].labels)
+            whole = {"train": (parts["train"], train), "val": (parts["train"], val), "test": whole["test"]}
         splits = {}
         for place, (name, (part, rows)) in enumerate(whole.items()):
             limit = self.limits[name]

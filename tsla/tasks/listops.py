@@ -17,6 +17,8 @@ from datasets import Dataset
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
+from tsla.tasks.dumps import END, Dump, check_count, dictionary, dump_rows, find_dump
+from tsla.tasks.expected import Statistic
 from tsla.tasks.listops_grammar import (
     CLOSER,
     DIGIT,
@@ -31,6 +33,8 @@ from tsla.tasks.listops_grammar import (
     to_text,
 )
 from tsla.tasks.listops_references import reference_lines
+from tsla.tasks.listops_statistics import ROWS, statistics
+from tsla.tasks.sources import stamps
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
 __all__ = ["ListOps", "evaluate", "to_text"]
@@ -38,6 +42,7 @@ __all__ = ["ListOps", "evaluate", "to_text"]
 VERSION = 2  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
 PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
 SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
+LRA_ROWS = {"train": 96_000, "val": 2_000, "test": 2_000}  # of its dumps
 LAYOUTS = ("", "lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
 
 
@@ -49,7 +54,8 @@ class ListOps:
     and for every number of `workers` (threads; None: one per core). Settings that cannot be met raise ValueError.
 
     `path` reads `basic_{train,val,test}.tsv` instead, from that folder or from the place the unpacked release keeps
-    it in; the row counts and bounds are then those of the files, and the generator's settings are not looked at.
+    it in; the row counts and bounds are then those of the files, and the generator's settings are not looked at. It may
+    also be a dump of lines of numbers with its dictionary, see `tsla.tasks.dumps`.
 
     Both are built on first use into a folder under `cache_dir`.
     """
@@ -74,10 +80,11 @@ class ListOps:
         self.grammar = Grammar(min_length, max_length, max_depth, max_args)
         self.rows = {"train": train_rows, "val": val_rows, "test": test_rows}
         self.seed = seed
-        self.files = None if path is None else _files(Path(path))
+        self.dump = None if path is None else find_dump(Path(path), "", allow_pickle=False)
+        self.files = None if path is None or self.dump else _files(Path(path))
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        if self.files is None:
+        if path is None:
             self._check()
 
     def _check(self) -> None:
@@ -103,6 +110,12 @@ class ListOps:
     def references(self) -> dict[str, float]:
         return dict(self.manifest["references"])
 
+    def statistics(self) -> list[Statistic]:
+        """What some thousand training rows are like, beside what they should be."""
+        data = self.split("train")[:ROWS]
+        rows = [(bytes(ids), label) for ids, label in zip(data["input_ids"], data["label"], strict=True)]
+        return statistics(rows, self.grammar, self.manifest.get("acceptance"))
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the folder holds: row counts, label histograms, lengths, acceptance, references, build time."""
@@ -111,17 +124,20 @@ class ListOps:
     @cached_property
     def folder(self) -> Path:
         """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
-        if self.files is None:
-            source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
-        else:
-            stats = {str(file.resolve()): file.stat() for file in self.files.values()}
-            source = {"files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}}
+        source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
+        if self.files is not None:
+            source = {"files": stamps(self.files.values())}
+        elif self.dump is not None:
+            source = self.dump.key
         return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
         manifest: dict[str, object] = {"task": self.name}
-        if self.files is None:
+        if self.dump is not None:
+            manifest["layout"] = self.dump.layout
+            splits = {split: _read_dump(self.dump, split) for split in SPLITS}
+        elif self.files is None:
             rows, manifest["acceptance"] = _generate(self.grammar, self.seed, sum(self.rows.values()), self.workers)
             order = np.argsort(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(0,))).random_raw(len(rows)))
             shuffled = (rows[index] for index in order)
@@ -180,7 +196,10 @@ def _files(path: Path) -> dict[str, Path]:
             return {split: folder / name for split, name in zip(SPLITS, names, strict=True)}
         if len(missing) < len(names):
             raise FileNotFoundError(f"{folder} must hold {', '.join(names)}; it lacks {', '.join(missing)}")
-    raise FileNotFoundError(f"path ({path}) must hold {', '.join(names)}, itself or in {', '.join(LAYOUTS[1:])}")
+    told = ""
+    if (path / "listops.train.pickle").is_file():
+        told = "; it cannot be read from pickles, which do not hold what their numbers stand for"
+    raise FileNotFoundError(f"path ({path}) must hold {', '.join(names)}, itself or in {', '.join(LAYOUTS[1:])}{told}")
 
 
 def _read(file: Path) -> list[Row]:
@@ -208,6 +227,27 @@ def _parse(line: str, place: str) -> Row:
     if not _is_expression(tokens):
         raise ValueError(f"{place}: Source must be one operator with its arguments and every bracket closed")
     return tokens, int(target)
+
+
+def _read_dump(dump: Dump, split: str) -> list[Row]:
+    """The rows of a dump; round brackets and what ends a row are left out, and X is a closing bracket, too."""
+    symbols = dictionary(dump)
+    known = {number: SYMBOLS.get("]" if symbol == "X" else symbol) for number, symbol in symbols.items()}
+    known |= {number: 0 for number, symbol in symbols.items() if symbol in ("(", ")")} | {END: 0}
+    rows = []
+    for row in dump_rows(dump, split):
+        tokens = [known.get(number) for number in row.inputs[0].tolist()]
+        if None in tokens:
+            number = int(row.inputs[0][tokens.index(None)])
+            raise ValueError(f"{row.place}: {number} ({symbols.get(number, 'not in dict.txt')}) must stand for one of "
+                             f"{' '.join(SYMBOLS)} ( )")  # fmt: skip
+        made = bytes(token for token in tokens if token)
+        if not 0 <= row.label <= 9 or not _is_expression(made):
+            raise ValueError(f"{row.place}: must be one operator with its arguments and every bracket closed, and its "
+                             f"class ({row.label}) a digit 0-9")  # fmt: skip
+        rows.append((made, row.label))
+    check_count(dump, split, len(rows), LRA_ROWS[split])
+    return rows
 
 
 def _is_expression(tokens: bytes) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from sklearn.model_selection import train_test_split
 
+from tsla.tasks.dumps import Dump, check_count, dump_bytes, dump_rows
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.sources import first_rows
 from tsla.tasks.text_sources import read_tables
@@ -99,6 +100,23 @@ def read_aan(file: Path, split: str, limit: int | None, *seed: int) -> Iterator[
                 yield _parse_aan(line, f"{file}, line {count}")
     if count != len(wanted):
         raise ValueError(f"{file} must have the {len(wanted)} lines of the release, got {count}")
+
+
+def read_aan_dump(dump: Dump, split: str, limit: int | None, *seed: int) -> Iterator[Pair]:
+    """As `read_aan`, of a dump.
+
+    Raises:
+        ValueError: what is no row of two texts, or another number of them than the release has.
+    """
+    wanted = {*first_rows(AAN_ROWS[split], limit, *seed).tolist()}
+    count = 0
+    for count, row in enumerate(dump_rows(dump, split), 1):
+        if count - 1 in wanted:
+            texts = dump_bytes(row)
+            if len(texts) != 2 or row.label not in (0, 1):
+                raise ValueError(f"{row.place}: must have input_ids_0, input_ids_1 and a label of 0 or 1")
+            yield Pair(row.label, *texts)
+    check_count(dump, split, count, AAN_ROWS[split])
 
 
 def _parse_aan(line: bytes, place: str) -> Pair:

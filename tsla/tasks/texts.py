@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
+from tsla.tasks.dumps import find_dump
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.sources import check_source, first_rows, split_limits
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
@@ -25,6 +26,7 @@ from tsla.tasks.text_sources import (
     imdb_folder,
     imdb_stamp,
     read_imdb,
+    read_imdb_dump,
     read_imdb_hub,
     read_tables,
 )
@@ -43,7 +45,8 @@ class TextClasses:
         name: ``"text"`` or ``"r8"``.
         source: of ``text``: ``"lra"``, IMDb in a folder of the user's; ``"hub"``; or ``"offline"``, 20 Newsgroups in
             its place, which its spec then calls ``text_newsgroups``. R8 is always ``"offline"``.
-        path: the folder for ``lra``, with an aclImdb tree in it or somewhere below.
+        path: the folder for ``lra``, with an aclImdb tree in it or somewhere below, or a dump (`tsla.tasks.dumps`).
+        allow_pickle: whether that may be read, which is one of pickles.
         hub_id, hub_revision: a data set of the Hub that holds IMDb.
         protocol: ``"default"``: a tenth of the training split, stratified, is held out for validation; ``"lra"``: the
             test split is the validation split too, as in Long Range Arena.
@@ -60,7 +63,7 @@ class TextClasses:
     def __init__(
         self, *, name: str = "text", source: str = "offline", path: Path | str | None = None, hub_id: str = IMDB_HUB,
         hub_revision: str | None = None, protocol: str = "default", max_length: int = 4096,
-        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
+        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
         check_source(source, path, seed=seed)
@@ -72,7 +75,10 @@ class TextClasses:
             raise ValueError(f"max_length ({max_length}) must be at least 1")
         self.corpus = "r8" if name == "r8" else "newsgroups" if source == "offline" else "imdb"
         self.name = "text_newsgroups" if self.corpus == "newsgroups" else name
-        self.source, self.root = source, None if path is None else imdb_folder(Path(path).expanduser())
+        self.source, self.root = source, None if path is None else Path(path).expanduser()
+        self.dump = None if self.root is None else find_dump(self.root, "text", allow_pickle=allow_pickle, lines=False)
+        if self.root is not None and self.dump is None:
+            self.root = imdb_folder(self.root)
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.protocol, self.max_length, self.seed = protocol, max_length, seed
         self.limits = split_limits(train_rows, eval_rows)
@@ -104,6 +110,8 @@ class TextClasses:
             case "lra":
                 assert self.root is not None
                 source: list[object] = [str(self.root.resolve()), imdb_stamp(self.root)]
+                if self.dump is not None:
+                    source = [self.dump.key]
             case "hub":
                 source = [self.hub_id, self.hub_revision]
             case _:
@@ -124,6 +132,7 @@ class TextClasses:
         lengths = {split: np.array([len(row) for row in found]) for split, found in rows.items()}
         write_manifest(folder, {
             "task": self.name, "corpus": self.corpus, "names": corpus.names,
+            **({} if self.dump is None else {"layout": self.dump.layout}),
             **describe(lengths, labels, len(corpus.names)),
             "references": class_lines(rows["train"], labels["train"], rows["test"], labels["test"]),
             "seconds": round(time.perf_counter() - started, 2),
@@ -134,7 +143,7 @@ class TextClasses:
             match self.source:
                 case "lra":
                     assert self.root is not None
-                    return read_imdb(self.root)
+                    return read_imdb(self.root) if self.dump is None else read_imdb_dump(self.dump)
                 case "hub":
                     return read_imdb_hub(self.hub_id, self.hub_revision, scratch)
                 case _:
