@@ -34,6 +34,6 @@ def write(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
             image_cases.write_cifar(path)
             short += ["task.train_rows=4", "task.eval_rows=2"]
         case _:
-            pathfinder_cases.write(path, size={"pathfinder": 32, "pathx": 128}[task])
+            pathfinder_cases.write(path, per_batch=(10,), size={"pathfinder": 32, "pathx": 128}[task])
             short += ["task.train_rows=4", "task.eval_rows=1"]
     return short

@@ -63,12 +63,12 @@ class Step(NamedTuple):
 def account_step(model: nn.Module, length: int, rows: int, *, channels: int | None = None) -> Step:
     """Costs of a training step on `rows` rows of `length` tokens, or of pairs of them; counted on the meta device."""
     twin = copy.deepcopy(model).to("meta").train()
-    own = {id(p) for p in twin.parameters()}
+    weights = {storage._cdata: storage for storage in (p.untyped_storage() for p in twin.parameters())}
     kept: dict[int, UntypedStorage] = {}
 
     def keep(x: Tensor) -> Tensor:
-        if id(x) not in own:
-            storage = x.untyped_storage()
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:  # of which views are kept, too
             kept[storage._cdata] = storage  # held, so that no later one takes its place
         return x
 
@@ -77,8 +77,8 @@ def account_step(model: nn.Module, length: int, rows: int, *, channels: int | No
         with saved_tensors_hooks(keep, lambda x: x):
             logits = twin(given)
         logits.sum().backward()
-    weights = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
-    return Step(counter.get_total_flops(), 4 * weights, sum(storage.nbytes() for storage in kept.values()))
+    held = 4 * sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
+    return Step(counter.get_total_flops(), held, sum(storage.nbytes() for storage in kept.values()))
 
 
 def _note_length(mixer: Mixer) -> list[int]:
