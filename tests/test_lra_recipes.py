@@ -142,3 +142,11 @@ def test_a_dry_run_tells_costs_and_tries_what_fits(size, tmp_path, monkeypatch, 
     assert "a step of 2 x 8 tokens: " in out and "for weights, gradients and averages" in out
     assert ("no step is tried" in out) == (size == 10**4) == ("after two steps" not in out)
     assert not Path("runs").exists()
+
+
+def test_a_dry_run_tries_no_step_of_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tsla.dry_run.CPU_FLOPS", 1)
+    assert runs.train(*runs.DIGITS, "trainer.max_steps=9", "dry_run=true") == 0
+    out = capsys.readouterr().out
+    assert "a step of 100 x 64 tokens: " in out and out.endswith("minutes on a CPU: no step is tried\n")

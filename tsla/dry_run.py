@@ -1,6 +1,6 @@
 """What a run would be: shapes, parameters, operations, memory and time; nothing is kept.
 
-Time is that of two steps, which are tried where they fit.
+Time is that of two steps, which are tried where they fit and end soon.
 """
 
 import math
@@ -20,6 +20,8 @@ from tsla.training.estimate import Estimate, estimate
 from tsla.training.hardware import memory_of, pick_device
 from tsla.training.objective import Objective
 from tsla.training.terminal import clock_time
+
+CPU_FLOPS = 10**12  # of a step that is tried on a CPU
 
 
 def dry_run(config: Config) -> int:
@@ -41,7 +43,11 @@ def dry_run(config: Config) -> int:
     console.print(f"a step of {rows:,} x {length:,} tokens: {step.flops:.3g} operations, and in fp32 about "
                   f"{held + kept:,.2f} GiB, {held:,.2f} of them for weights, gradients and averages",
                   highlight=False)  # fmt: skip
-    present = memory_of(pick_device(config.trainer.accelerator))
+    device = pick_device(config.trainer.accelerator)
+    if device.type == "cpu" and step.flops > CPU_FLOPS:
+        console.print("minutes on a CPU: no step is tried")
+        return 0
+    present = memory_of(device)
     if present is not None and step.held_bytes + step.kept_bytes > present:
         console.print(f"more than the {present / 2**30:,.1f} GiB there are here: no step is tried", highlight=False)
         return 0
