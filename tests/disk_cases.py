@@ -22,6 +22,7 @@ from task_options import (
     GREY,
     IMAGE,
     INDUCTION,
+    LISTS,
     MQAR,
     PAPERS,
     PATHFINDER,
@@ -54,7 +55,7 @@ CASES = {
     **{name: Case((f"task={name}", *ROWS[1:], *bounds), "task.seed=1") for name, bounds in {
         "listops": (), "listops_medium": (), "listops_short": (),
     }.items()},
-    "listops, own": Case((*ROWS, "task.path=listops"), "task.path=listops_other", "listops/basic_val.tsv",
+    "listops, own": Case((*LISTS, "task.path=listops"), "task.path=listops_other", "listops/basic_val.tsv",
                          "listops_other/basic_val.tsv"),
     "mqar": Case(MQAR, "task.power=1"),
     "mqar_mix": Case(("task=mqar_mix", *MQAR[1:]), "task.seed=1"),

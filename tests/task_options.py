@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import image_cases
+import listops_cases
+import pathfinder_cases
 import pytest
 import text_cases
 from data_files import write_genbank, write_series
@@ -16,7 +18,10 @@ from tsla.tasks.packages import Package
 
 MQAR = ("task=mqar", "model.causal=true", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
 PATHFINDER = ("task=pathfinder", "task.train_rows=4", "task.eval_rows=2")
-ROWS = ("task=listops_short", "task.train_rows=30", "task.val_rows=5", "task.test_rows=5")
+ROWS = ("task=listops_short", "task.train_rows=30", "task.eval_rows=5")
+LONG_ROWS = ("task=listops", *ROWS[1:])
+LISTS = ("task=listops", "task.source=lra")
+SNAKES = ("task=pathfinder", "task.source=hub")
 INDUCTION = ("task=induction", "task.train=[16/30]", "task.val=[16/5]", "task.test=[16/5]")
 COPY = ("task=selective_copy", "task.train=[16/4/30]", "task.val=[16/4/5]", "task.test=[16/4/5]")
 SERIES = ("task=series", "task.path=tiny_TRAIN.ts")
@@ -81,6 +86,13 @@ def prepare(name: str, patch: pytest.MonkeyPatch) -> None:
         write_images(patch)
     if name in ("TextConfig", "RetrievalConfig", "R8Config"):
         write_texts()
+    if name == "PathfinderConfig":
+        for seed, folder in enumerate(("images", "other_images")):
+            pathfinder_cases.write_hub(Path(folder), seed=seed)
+    if name == "ListOpsConfig":
+        files = listops_cases.FILES
+        listops_cases.write_files(Path("listops"), files)
+        listops_cases.write_files(Path("other_listops"), files | {"val": files["train"]})
 
 
 def data(config: Config) -> object:
@@ -123,10 +135,13 @@ TASKS: dict[str, dict[str, Case]] = {
         "max_depth": Case(data, ("10", "4"), ROWS),
         "max_args": Case(data, ("10", "4"), ROWS),
         "train_rows": Case(data, ("30", "31"), ROWS),
-        "val_rows": Case(data, ("5", "6"), ROWS),
-        "test_rows": Case(data, ("5", "6"), ROWS),
+        "eval_rows": Case(data, ("5", "6"), ROWS),
         "seed": Case(data, ("0", "1"), ROWS),
-        "path": Case(data, ("null", "nowhere"), ROWS, "path (nowhere) must hold basic_train.tsv"),
+        "source": Case(data, ("offline", "lra"), ROWS, "task.source=lra needs task.path"),
+        "path": Case(data, ("listops", "other_listops", "null"), LISTS, "task.source=lra needs task.path"),
+        "hub_id": Case(data, ("OpenNLPLab/lra", "x"), ROWS, "task.hub_id (x) needs task.source=hub, got offline"),
+        "hub_revision": Case(data, ("null", "x"), ROWS, "task.hub_revision (x) needs task.source=hub"),
+        "protocol": Case(data, ("default", "lra", "s4"), LONG_ROWS),
     },
     "MqarConfig": {
         "name": Case(data, ("mqar", "mqar_mix"), MQAR),
@@ -149,7 +164,10 @@ TASKS: dict[str, dict[str, Case]] = {
         "eval_rows": Case(data, ("2", "3"), PATHFINDER),
         "source": Case(data, ("offline", "lra"), PATHFINDER, "task.source=lra needs task.path"),
         "path": Case(data, ("null", "nowhere"), PATHFINDER, "task.path (nowhere) needs task.source=lra, got offline"),
+        "hub_id": Case(data, ("images", "other_images", "null"), SNAKES, "task.source=hub needs task.hub_id"),
         "allow_pickle": Case(data, ("false", "true"), PATHFINDER, "task.allow_pickle (true) needs task.source=lra"),
+        "hub_revision": Case(data, ("null", "x"), PATHFINDER, "task.hub_revision (x) needs task.source=hub"),
+        "protocol": Case(data, ("default", "lra", "s4"), (*SNAKES, "task.hub_id=images", "task.kind=series")),
     },
     "InductionConfig": {
         "name": Case(data, ("induction",), INDUCTION),
@@ -223,11 +241,11 @@ TASKS: dict[str, dict[str, Case]] = {
     "TextConfig": {
         "name": Case(data, ("text", "r8"), TEXT),
         "packing": Case(data, ("false", "true"), TEXT),
-        "source": Case(data, ("offline", "lra"), TEXT, "task.path must be given for task.source=lra"),
-        "path": Case(data, ("aclImdb", "other", "null"), (*TEXT, *REVIEWS), "task.path must be given"),
+        "source": Case(data, ("offline", "lra"), TEXT, "task.source=lra needs task.path"),
+        "path": Case(data, ("aclImdb", "other", "null"), (*TEXT, *REVIEWS), "task.source=lra needs task.path"),
         "hub_id": Case(data, ("imdb", "nowhere"), (*TEXT, *ONLINE), "the Hub does not give nowhere"),
         "hub_revision": Case(data, ("null", "x"), TEXT, "task.hub_revision (x) needs task.source=hub, got offline"),
-        "protocol": Case(data, ("default", "lra"), TEXT),
+        "protocol": Case(data, ("default", "lra", "s4"), (*TEXT, *REVIEWS, "task.path=aclImdb")),
         "allow_pickle": Case(data, ("false", "true"), TEXT, "task.allow_pickle (true) needs task.source=lra"),
         "max_length": Case(data, ("4096", "50"), TEXT),
         "train_rows": Case(data, ("null", "20", "30"), TEXT),
@@ -245,10 +263,11 @@ TASKS: dict[str, dict[str, Case]] = {
     "RetrievalConfig": {
         "name": Case(pair_rows, ("retrieval",), PAIRS),
         "packing": Case(data, ("false", "true"), PAIRS),
-        "source": Case(pair_rows, ("offline", "lra"), PAIRS, "task.path must be given for task.source=lra"),
-        "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.path must be given"),
+        "source": Case(pair_rows, ("offline", "lra"), PAIRS, "task.source=lra needs task.path"),
+        "path": Case(pair_rows, ("aan", "other_aan", "null"), (*PAIRS, *PAPERS), "task.source=lra needs task.path"),
         "hub_id": Case(pair_rows, ("OpenNLPLab/lra", "x"), PAIRS, "task.hub_id (x) needs task.source=hub, got offline"),
         "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
+        "protocol": Case(pair_rows, ("default", "lra", "s4"), (*PAIRS, *PAPERS, "task.path=aan")),
         "allow_pickle": Case(pair_rows, ("false", "true"), PAIRS, "task.allow_pickle (true) needs task.source=lra"),
         "pairs": Case(head_of_pairs, ("nli", "concat"), PAIRS),
         "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
@@ -259,6 +278,8 @@ TASKS: dict[str, dict[str, Case]] = {
     "DigitsConfig": {
         "name": Case(data, ("digits",)),
         "packing": Case(data, ("false", "true")),
+        "train_rows": Case(data, ("null", "100", "90")),
+        "eval_rows": Case(data, ("null", "20", "10")),
         "seed": Case(data, ("0", "1")),
     },
     "ImageConfig": {

@@ -11,7 +11,7 @@ from tsla.config.compose import config_root, group_choices
 from tsla.tasks.cache import NotBuilt, cached, only_built
 from tsla.tasks.facts import FACTS
 
-SMALL = ("train_rows=60", "val_rows=10", "test_rows=20", "data_dir=data")
+SMALL = ("train_rows=60", "eval_rows=10", "data_dir=data")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_sizes_are_those_of_the_options():
 
 def test_a_task_is_prepared_counted_and_scored(capsys):
     text = told(capsys, "prepare", "listops_short", *SMALL)
-    assert text.startswith("listops_short  train 60  val 10  test 20 rows, ready in ")
+    assert text.startswith("listops_short  train 60  val 10  test 10 rows, ready in ")
     assert f"  in {Path('data/listops_short')}" in text and "majority" in text
     (folder,) = Path("data/listops_short").glob("*/")
     written = json.loads((folder / "manifest.json").read_text())
@@ -52,9 +52,9 @@ def test_a_task_is_prepared_counted_and_scored(capsys):
     ]  # fmt: skip
     counted = told(capsys, "verify", "listops_short", *SMALL)
     assert "\nlistops_short: as it was built\n" in counted and str(written["labels"]) in counted
-    (folder / "manifest.json").write_text(json.dumps(written | {"rows": {"train": 61, "val": 10, "test": 20}}))
+    (folder / "manifest.json").write_text(json.dumps(written | {"rows": {"train": 61, "val": 10, "test": 10}}))
     changed = told(capsys, "verify", "listops_short", *SMALL, status=1)
-    assert "the build wrote {'train': 61, 'val': 10, 'test': 20}" in changed
+    assert "the build wrote {'train': 61, 'val': 10, 'test': 10}" in changed
     assert "\nlistops_short: differs from its manifest\n" in changed
 
 

@@ -126,6 +126,7 @@ CASES: dict[str, dict[str, Case]] = {
     "AdamWConfig": {
         "name": Case(training, ("adamw",)),
         "lr": Case(training, ("0.1", "0.2")),
+        "decay": Case(training, ("cosine", "rsqrt")),
         "final_lr": Case(training, ("0", "0.5")),
         "warmup_steps": Case(training, ("0", "5")),
         "weight_decay": Case(training, ("0", "0.5")),
@@ -139,6 +140,7 @@ CASES: dict[str, dict[str, Case]] = {
         "max_epochs": Case(training, ("null", "1", "2")),
         "max_minutes": Case(training, ("null", "1", "2")),
         "batch_tokens": Case(data, ("640", "641", "6400")[::2]),
+        "batch_rows": Case(data, ("null", "7", "8")),
         "accumulate": Case(training, ("1", "2")),
         "validate_every": Case(training, ("10", "20")),
         "checkpoint_every": Case(training, ("10", "20")),

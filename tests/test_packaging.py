@@ -164,7 +164,7 @@ def test_the_wheel_trains_in_an_empty_folder(wheel, tmp_path):
         "sys.exit(tsla.cli.main(sys.argv[1:]))"
     )
     arguments = ["train", "trainer.max_steps=2", "trainer.accelerator=cpu"]
-    arguments += ["task.train_rows=100", "task.val_rows=20", "task.test_rows=20"]
+    arguments += ["task.train_rows=100", "task.eval_rows=20"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=work, env={"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=False,

@@ -18,7 +18,7 @@ from tsla.training.module import Learner
 
 TINY = ("model.dim=16", "model.depth=1", "trainer.accelerator=cpu", "optim.warmup_steps=2")
 HEADS = ("mixer.heads=2", "mixer.head_dim=8")
-LISTOPS = ("experiment=listops_short", "task.train_rows=200", "task.val_rows=40", "task.test_rows=40",
+LISTOPS = ("experiment=listops_short", "task.train_rows=200", "task.eval_rows=40",
            "trainer.batch_tokens=1000", *TINY)  # fmt: skip
 MQAR = ("experiment=mqar", "task.train=[16/4/300]", "task.val=[16/4/40]", "task.test=[16/4/20,16/2/20]",
         "task.vocab_size=20", "trainer.batch_tokens=320", *TINY)  # fmt: skip

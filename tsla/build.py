@@ -70,7 +70,7 @@ def build_task(config: Config) -> Task:
         case ListOpsConfig() as c:
             return ListOps(**_own(c), cache_dir=Path(config.data_dir))
         case DigitsConfig() as c:
-            return Digits(seed=c.seed)
+            return Digits(train_rows=c.train_rows, eval_rows=c.eval_rows, seed=c.seed)
         case ImageConfig() | GreyConfig() as c:
             return Images(**_own(c), cache_dir=Path(config.data_dir))
         case MqarConfig() as c:
@@ -201,8 +201,8 @@ def build_loaders(
         training = split == "train"
         rows = Rows(task.split(split), task.spec, packed=training and config.task.packing)
         batches = LengthBatches(
-            rows.padded, config.trainer.batch_tokens, seed=config.seed if training else None, rank=rank,
-            world=world, drop_uneven=training,
+            rows.padded, config.trainer.batch_tokens, batch_rows=config.trainer.batch_rows,
+            seed=config.seed if training else None, rank=rank, world=world, drop_uneven=training,
         )  # fmt: skip
         if (count := len(batches.cuts) - 1) < world:
             raise ValueError(

@@ -1,4 +1,9 @@
-"""What a run would be: shapes, parameters, operations, memory and time, after two steps; nothing is kept."""
+"""What a run would be: shapes, parameters, operations, memory and time; nothing is kept.
+
+Time is that of two steps, which are tried where they fit and end soon.
+"""
+
+import math
 
 from rich.console import Console
 from rich.table import Table
@@ -6,14 +11,17 @@ from rich.table import Table
 from tsla import build
 from tsla.config import Config
 from tsla.models import account
-from tsla.models.account import example_input, rows_of
+from tsla.models.account import account_step, example_input, rows_of
 from tsla.models.summary import summarise
 from tsla.run import initial_model, print_config
 from tsla.tasks.base import TaskSpec
 from tsla.tasks.loading import Loader
 from tsla.training.estimate import Estimate, estimate
+from tsla.training.hardware import memory_of, pick_device
 from tsla.training.objective import Objective
 from tsla.training.terminal import clock_time
+
+CPU_FLOPS = 10**12  # of a step that is tried on a CPU
 
 
 def dry_run(config: Config) -> int:
@@ -29,6 +37,20 @@ def dry_run(config: Config) -> int:
                   f"{costs.state_bytes / 1024:,.0f} KiB of state {longest}", highlight=False)  # fmt: skip
     console.print(f"{len(train.rows):,} training rows in {len(train):,} batches, {len(val.rows):,} validation rows",
                   highlight=False)  # fmt: skip
+    rows, length = largest_batch(train)
+    step = account_step(model, length, rows, channels=spec.channels)
+    held, kept = step.held_bytes / 2**30, step.kept_bytes / 2**30
+    console.print(f"a step of {rows:,} x {length:,} tokens: {step.flops:.3g} operations, and in fp32 about "
+                  f"{held + kept:,.2f} GiB, {held:,.2f} of them for weights, gradients and averages",
+                  highlight=False)  # fmt: skip
+    device = pick_device(config.trainer.accelerator)
+    if device.type == "cpu" and step.flops > CPU_FLOPS:
+        console.print("minutes on a CPU: no step is tried")
+        return 0
+    present = memory_of(device)
+    if present is not None and step.held_bytes + step.kept_bytes > present:
+        console.print(f"more than the {present / 2**30:,.1f} GiB there are here: no step is tried", highlight=False)
+        return 0
     found = _estimate(config, spec, model, train, val)
     console.print(
         f"loss {found.loss:.3f} after two steps; {found.tokens_per_second:,.0f} tokens/s, "
@@ -36,6 +58,12 @@ def dry_run(config: Config) -> int:
         highlight=False,
     )
     return 0
+
+
+def largest_batch(loader: Loader) -> tuple[int, int]:
+    """Rows of the batch with the most tokens, padding included, and the length of its longest row."""
+    longest = loader.rows.padded // len(loader.rows.inputs)
+    return max(((len(rows), int(longest[rows].max())) for rows in loader.batches), key=math.prod)
 
 
 def measure(config: Config) -> Estimate:

@@ -30,7 +30,9 @@ def content(path: Path | str) -> dict[str, dict[str, object]]:
 
 
 PRESETS = ("based", "transnormer")  # encoders of which a file sets some options
+LRA = [name for name in EXPERIMENTS if name.startswith("lra_")]
 NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",)}
+NEEDS |= {name: ("task.path=x", "model.pool=mean") for name in LRA}  # pool=cls, as most have it, is not for every model
 
 
 @pytest.mark.parametrize("path", [path for path in YAMLS if path.parent.name in GROUPS], ids=str)
@@ -116,7 +118,10 @@ def test_presets_of_models_stay_what_they_are_in_every_experiment(name):
     assert "leaves out mixer=softmax: choose one of gated_conv, taylor, window as mixer" in problem
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in (*IMAGES, "psmnist")])
+OF_IMAGES = (*IMAGES, "psmnist", *(name for name in LRA if name.split("_")[1] in IMAGES))
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in OF_IMAGES])
 def test_a_vision_model_without_images_is_one_clear_problem(experiment):
     (problem,) = problems(f"experiment={experiment}", "model=vision", *NEEDS.get(experiment, ()))
     task = compose([f"experiment={experiment}", *NEEDS.get(experiment, ())]).task.name
@@ -279,8 +284,10 @@ COMBINATIONS = {
     "task=image task.path=x": "task.path (x) needs task.source=lra, got offline",
     "task=image task.hub_id=x": "task.hub_id (x) needs task.source=hub, got offline",
     "task=image task.hub_revision=x": "task.hub_revision (x) needs task.source=hub, got offline",
-    "task=image task.protocol=s4": "task.protocol=s4 is of Long Range Arena's images, and task.source=offline has",
+    "task=image task.protocol=s4": "task.protocol=s4 is of Long Range Arena's data, and task.source=offline has",
     "task=image task.source=hub task.protocol=lra task.seed=1": "task.seed (1) draws nothing: task.protocol=lra says",
+    "optim.decay=rsqrt optim.final_lr=0.1": "optim.final_lr (0.1) needs optim.decay=cosine, got rsqrt",
+    "optim.decay=rsqrt optim.warmup_steps=0": "optim.decay=rsqrt needs optim.warmup_steps above 0",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
 }
 

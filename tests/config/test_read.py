@@ -27,7 +27,7 @@ def refusal(path) -> str:
 @pytest.mark.parametrize("mixer", group_choices("mixer"))
 @pytest.mark.parametrize("name", group_choices("experiment"))
 def test_what_was_written_is_read(tmp_path, name, mixer):
-    needed = ["task.path=x"] if name == "files" else []
+    needed = ["task.path=x"] if name == "files" else ["task.path=x", "model.pool=mean"] if name[:4] == "lra_" else []
     if len(able := members("mixer")[mixer].directions) == 1:
         needed += [f"model.causal={str('causal' in able).lower()}"]
         needed += ["task=digits"] if name.startswith("mqar") and "causal" not in able else []

@@ -4,6 +4,7 @@ import mechanisms
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tsla.mixers import (
     GatedConv,
@@ -19,6 +20,7 @@ from tsla.mixers import (
     WindowAttention,
 )
 from tsla.models import Encoder, SequenceClassifier, account
+from tsla.models.account import account_step
 
 DIM, DEPTH, HIDDEN, CLASSES = 8, 2, 32, 3
 HEADS = {"heads": 2, "head_dim": 4, "value_dim": 4}
@@ -42,6 +44,33 @@ def test_operations_without_a_mixer(length):
     costs = account(model(lambda _: NoMixer(DIM)), length)
     assert costs.flops_per_token == pytest.approx(FEED_FORWARD + HEAD / length)
     assert costs.state_bytes == 0
+
+
+def test_a_step_costs_three_forward_passes_and_what_it_keeps():
+    plain = model(lambda _: NoMixer(DIM))
+    step = account_step(plain, 16, 5)
+    assert step.flops == 3 * 5 * (16 * FEED_FORWARD + HEAD)
+    assert step.held_bytes == 16 * sum(p.numel() for p in plain.parameters())
+    assert all(not p.is_meta and p.grad is None for p in plain.parameters())
+
+
+@pytest.mark.parametrize("pairs", ["", "nli"])
+def test_what_a_step_keeps_is_what_the_backward_pass_is_given(pairs):
+    """The same tensors, real ones, by the places they lie at."""
+    encoder = Encoder(vocab_size=11, dim=DIM, depth=DEPTH, mixer=lambda _: SoftmaxAttention(DIM, heads=2))
+    made = SequenceClassifier(encoder, num_classes=CLASSES, pairs=pairs)
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in made.parameters()}
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        held.append(x)
+        return x
+
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), sdpa_kernel(SDPBackend.MATH):
+        made(torch.randint(11, (6, 16)))
+    real = sum(size for place, size in kept.items() if place not in weights)
+    assert account_step(made, 16, 6 // (1 + bool(pairs))).kept_bytes == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize("causal", [False, True])

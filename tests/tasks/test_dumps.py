@@ -23,7 +23,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image_sources, "DUMP_ROWS", COUNTS)
     monkeypatch.setattr(pairs, "AAN_ROWS", COUNTS)
-    monkeypatch.setattr(listops, "LRA_ROWS", COUNTS)
+    monkeypatch.setattr(listops, "ALL", COUNTS)
     monkeypatch.setattr(text_sources, "IMDB_ROWS", COUNTS["test"])
 
 
@@ -127,13 +127,11 @@ def test_listops_by_its_dictionary():
     assert task.split("test")["label"][:] == [7] * 8 and task.manifest["layout"] == "mega"
     Path("own", "input", "dict.txt").write_text("".join(f"{symbol} 1\n" for symbol in ["word", *DICTIONARY]))
     with pytest.raises(ValueError, match=r"train.src, line 1: 4 \(word\) must stand for one of 0 1 "):
-        ListOps(name="listops", min_length=4, max_length=9, train_rows=1, val_rows=1, test_rows=1, path="own",
-                cache_dir="other").split("train")  # fmt: skip
+        ListOps(source="lra", path="own", cache_dir="other").split("train")
 
 
 def listops_task():
-    return ListOps(name="listops", min_length=4, max_length=9, train_rows=1, val_rows=1, test_rows=1, path="own",
-                   cache_dir="data")  # fmt: skip
+    return ListOps(source="lra", path="own", cache_dir="data")
 
 
 def test_listops_as_pickles_is_refused():

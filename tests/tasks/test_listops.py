@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 from datasets import List, Value
-from listops_cases import expressions, ids, rows, task
+from listops_cases import FILES, binary, expressions, ids, rows, small, task, write_files
 
+from tsla.tasks import sources
 from tsla.tasks.base import TaskSpec
+from tsla.tasks.encoding import decode, encode
 from tsla.tasks.listops import ListOps, evaluate
-from tsla.tasks.listops_grammar import TOKENS, TREES, Grammar, shard
+from tsla.tasks.listops_grammar import TREES, Grammar, shard
 from tsla.tasks.listops_references import reference_lines
+from tsla.tasks.packages import Unavailable
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 
@@ -24,15 +28,15 @@ from tsla.tasks.listops_references import reference_lines
 def test_splits_and_storage(tmp_path, capfd):
     source = task(tmp_path)
     splits = {name: rows(source, name) for name in ("train", "val", "test")}
-    assert [len(split) for split in splits.values()] == [300, 20, 50]
+    assert [len(split) for split in splits.values()] == [300, 20, 20]
     everything = [tokens for split in splits.values() for tokens, _ in split]
-    assert len(set(everything)) == 370, "rows are distinct, within a split and across splits"
+    assert len(set(everything)) == 340, "rows are distinct, within a split and across splits"
     assert all(20 < len(tokens) < 100 for tokens in everything)
     assert all(evaluate(tokens) == label for split in splits.values() for tokens, label in split)
     features = source.split("train").features
     assert features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
     assert source.split("train").column_names == ["input_ids", "label"]
-    assert source.spec == TaskSpec("short", "listops", "class", 10, max(map(len, everything)), 21)
+    assert source.spec == TaskSpec("listops_short", "listops", "class", 10, max(map(len, everything)), 21)
     assert capfd.readouterr() == ("", ""), "no progress bars"
 
 
@@ -40,9 +44,9 @@ def test_manifest(tmp_path):
     source = task(tmp_path, train_rows=3000)
     everything = [row for name in ("train", "val", "test") for row in rows(source, name)]
     manifest = source.manifest
-    assert manifest["rows"] == {"train": 3000, "val": 20, "test": 50}
+    assert manifest["rows"] == {"train": 3000, "val": 20, "test": 20}
     accepted = shards = 0
-    while accepted < 3070:
+    while accepted < 3040:
         accepted += len(shard(source.grammar, 0, shards))
         shards += 1
     assert manifest["acceptance"] == 0.25 * accepted / (shards * TREES) == pytest.approx(0.024, abs=0.0015)
@@ -78,12 +82,12 @@ def test_second_use_reads_what_the_first_built(tmp_path, monkeypatch):
 def test_splits_are_shuffled(tmp_path):
     """Rows in the order of drawing would put the first shard at the front of train."""
     front = {tokens for tokens, _ in shard(Grammar(20, 100, 10, 10), 0, 0)}
-    source = task(tmp_path, train_rows=900, val_rows=200, test_rows=200)
+    source = task(tmp_path, train_rows=900, eval_rows=200)
     assert all(front & {tokens for tokens, _ in rows(source, name)} for name in ("train", "val", "test"))
 
 
 def test_rows_are_distinct_where_repeats_are_certain(tmp_path):
-    tiny = {"min_length": 3, "max_length": 5, "max_depth": 2, "max_args": 2, "val_rows": 5, "test_rows": 5}
+    tiny = {"min_length": 3, "max_length": 5, "max_depth": 2, "max_args": 2, "eval_rows": 5}
     source = task(tmp_path, train_rows=385, **tiny)
     assert len({tokens for name in ("train", "val", "test") for tokens, _ in rows(source, name)}) == 395
     with pytest.raises(ValueError, match=r"\(401\) must be at most what these bounds yield, 400 distinct rows"):
@@ -102,8 +106,12 @@ def test_rows_are_distinct_where_repeats_are_certain(tmp_path):
         ({"max_args": 1}, r"max_args \(1\) must be at least 2"),
         ({"max_depth": 2}, r"min_length \(20\) must be below 12, the longest row of max_depth 2 and max_args 10"),
         ({"train_rows": 0}, r"train_rows \(0\) must be at least 1"),
-        ({"val_rows": -1}, r"val_rows \(-1\) must be at least 1"),
-        ({"test_rows": 0}, r"test_rows \(0\) must be at least 1"),
+        ({"eval_rows": -1}, r"eval_rows \(-1\) must be at least 1"),
+        ({"source": "web"}, r"source \('web'\) must be one of offline, lra, hub"),
+        ({"source": "lra"}, r"path \(None\) must be given for source=lra"),
+        ({"path": "x"}, r"path \(x\) must be given for source=lra, and for no other: source is offline"),
+        ({"protocol": "mega"}, r"protocol \('mega'\) must be one of default, lra, s4"),
+        ({"protocol": "s4"}, r"name \('listops_short'\) must be listops for source=offline and protocol=s4"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0"),
         ({"workers": 0}, r"workers \(0\) must be at least 1"),
     ],
@@ -129,7 +137,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     script.write_text(
         "print('begin')\n"
         "from tsla.tasks.listops import ListOps\n"
-        "source = ListOps(name='x', min_length=20, max_length=100, train_rows=6000, val_rows=9, test_rows=9,\n"
+        "source = ListOps(name='x', min_length=20, max_length=100, train_rows=6000, eval_rows=9,\n"
         f"                 workers=2, cache_dir={str(tmp_path)!r})\n"
         "print(source.split('train').num_rows)\n"
     )
@@ -143,34 +151,8 @@ def test_a_script_without_a_main_guard(tmp_path):
 # --- a user's own files -----------------------------------------------------------------------------------------------
 
 
-def binary(tokens: bytes) -> str:
-    """A row as the release writes it: every node a pair, `( ( ( [MAX 4 ) 7 ) ] )`."""
-
-    def node(at: int) -> tuple[str, int]:
-        text, at = TOKENS[tokens[at]], at + 1
-        if text.isdigit():
-            return text, at
-        while TOKENS[tokens[at]] != "]":
-            argument, at = node(at)
-            text = f"( {text} {argument} )"
-        return f"( {text} ] )", at + 1
-
-    return node(0)[0]
-
-
-def write_files(folder: Path, splits: dict[str, list[tuple[bytes, int]]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        lines = ["Source\tTarget", *(f"{binary(tokens)}\t{label}" for tokens, label in split)]
-        (folder / f"basic_{name}.tsv").write_bytes("".join(line + "\r\n" for line in lines).encode())
-    return folder
-
-
-FILES = {
-    "train": expressions("[MAX 4 7 ]", "[MIN [SM 4 5 6 ] 9 ]", "[MED 1 2 ]", "[MAX 4 7 ]"),
-    "val": expressions("[SM 9 9 ]"),
-    "test": expressions("[MIN 3 [MAX 0 1 2 [MED 3 4 5 ] ] ]", "[SM 1 1 ]"),
-}
+def own(folder: Path, path: Path | str, **options: object) -> ListOps:
+    return ListOps(source="lra", path=path, cache_dir=folder, **options)  # type: ignore[arg-type]
 
 
 def test_example_of_the_release():
@@ -178,9 +160,9 @@ def test_example_of_the_release():
 
 
 def test_files_round_trip(tmp_path):
-    source = task(tmp_path / "cache", path=write_files(tmp_path / "listops-1000", FILES), train_rows=0, max_length=1)
+    source = own(tmp_path / "cache", write_files(tmp_path / "listops-1000", FILES), max_length=1)
     assert {name: rows(source, name) for name in FILES} == FILES
-    assert source.spec == TaskSpec("short", "listops", "class", 10, 13, 21)
+    assert source.spec == TaskSpec("listops", "listops", "class", 10, 13, 21)
     assert source.split("test").features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
     assert "acceptance" not in source.manifest
     assert source.manifest["rows"] == {"train": 4, "val": 1, "test": 2}
@@ -190,7 +172,7 @@ def test_files_round_trip(tmp_path):
 def test_generated_rows_survive_the_files(tmp_path):
     generated = task(tmp_path / "cache")
     splits = {name: rows(generated, name) for name in ("train", "val", "test")}
-    read = task(tmp_path / "cache", path=write_files(tmp_path / "files", splits))
+    read = own(tmp_path / "cache", write_files(tmp_path / "files", splits))
     assert {name: rows(read, name) for name in splits} == splits
     assert read.references() == generated.references()
     assert read.folder != generated.folder
@@ -201,22 +183,82 @@ def test_generated_rows_survive_the_files(tmp_path):
 )
 def test_layouts(tmp_path, layout):
     write_files(tmp_path / "data" / layout, FILES)
-    assert rows(task(tmp_path / "cache", path=tmp_path / "data"), "val") == FILES["val"]
+    assert rows(own(tmp_path / "cache", tmp_path / "data"), "val") == FILES["val"]
+
+
+def test_some_rows_of_the_files(tmp_path):
+    many = {
+        "train": [row for row in FILES["train"][:3] for _ in range(7)],
+        "val": FILES["val"] * 9,
+        "test": FILES["test"],
+    }
+    path = write_files(tmp_path / "files", many)
+    few, more = (rows(own(tmp_path, path, train_rows=n, eval_rows=2), "train") for n in (5, 12))
+    assert (len(few), len(more)) == (5, 12) and all(few.count(row) <= more.count(row) for row in few)
+    assert more == sorted(more, key=FILES["train"].index), "in the order of the file"
+    assert rows(own(tmp_path, path, train_rows=5, seed=1), "train") != few
+    assert [len(rows(own(tmp_path, path, eval_rows=2), split)) for split in many] == [21, 2, 2]
+
+
+@pytest.mark.parametrize(("protocol", "length", "end"), [("lra", 2000, b""), ("s4", 2048, b"\x03")])
+def test_published_tokens_and_lengths(tmp_path, monkeypatch, protocol, length, end):
+    path = write_files(tmp_path / "files", FILES)
+    with pytest.raises(ValueError, match=rf"must have the 96000 rows of the release for protocol={protocol}, got 4"):
+        own(tmp_path, path, protocol=protocol).split("train")
+    small(monkeypatch)
+    source = own(tmp_path, path, protocol=protocol)
+    assert {name: rows(source, name) for name in FILES} == {
+        name: [(tokens + end, label) for tokens, label in split] for name, split in FILES.items()
+    }
+    assert source.spec == TaskSpec("listops", "listops", "class", 10, length, 21, end=end[0] if end else 0)
+    assert source.references() == own(tmp_path, path).references()
+    generated, plain = (
+        task(tmp_path, name="listops", train_rows=9, eval_rows=2, protocol=name) for name in (protocol, "default")
+    )
+    assert generated.spec.max_length == length and plain.spec.max_length < 100
+    assert rows(generated, "train") == [(tokens + end, label) for tokens, label in rows(plain, "train")]
+    assert encode(source.spec, "[MAX 4 7 ]").tobytes() == rows(source, "train")[0][0]
+    assert decode(source.spec, encode(source.spec, "[MAX 4 7 ]")) == "[MAX 4 7 ]"
+    assert len(encode(source.spec, "[MAX 4 7 ]", max_length=3)) == 3
+
+
+def test_files_of_the_hub(tmp_path, monkeypatch):
+    root = write_files(tmp_path / "clone", FILES)
+
+    def fetch(name, *, repo_type, revision, allow_patterns, local_dir):
+        assert (name, repo_type, revision) == ("OpenNLPLab/lra", "dataset", "main")
+        assert allow_patterns == ["*basic_train.tsv", "*basic_val.tsv", "*basic_test.tsv"]
+        shutil.copytree(root, local_dir / "any" / "folder")
+        return str(local_dir)
+
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    source = ListOps(source="hub", hub_revision="main", cache_dir=tmp_path)
+    assert {name: rows(source, name) for name in FILES} == FILES
+    assert not (source.folder / "fetched").exists() and source.spec == own(tmp_path, root).spec
+
+
+def test_a_hub_that_cannot_be_reached_says_what_else_there_is(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no name\nand more")
+
+    monkeypatch.setattr(sources, "snapshot_download", refuse)
+    with pytest.raises(Unavailable, match=r"not give OpenNLPLab/lra \(no name\)\. .*source=lra path.*source=offline"):
+        ListOps(source="hub", cache_dir=tmp_path).references()
 
 
 def test_nested_copy_is_preferred(tmp_path):
     write_files(tmp_path / "data" / "lra_release" / "lra_release" / "listops-1000", FILES)
     write_files(tmp_path / "data" / "lra_release" / "listops-1000", FILES | {"val": expressions("[SM 1 9 ]")})
-    assert rows(task(tmp_path / "cache", path=str(tmp_path / "data")), "val") == FILES["val"]
+    assert rows(own(tmp_path / "cache", str(tmp_path / "data")), "val") == FILES["val"]
 
 
 def test_changed_files_are_read_again(tmp_path):
     path = write_files(tmp_path / "files", FILES)
-    before = task(tmp_path / "cache", path=path)
+    before = own(tmp_path / "cache", path)
     assert rows(before, "val") == FILES["val"]
     write_files(path, {"val": expressions("[SM 9 8 ]")})  # of the same size
     os.utime(path / "basic_val.tsv", ns=(0, 0))
-    after = task(tmp_path / "cache", path=path)
+    after = own(tmp_path / "cache", path)
     assert after.folder != before.folder
     assert rows(after, "val") == expressions("[SM 9 8 ]")
 
@@ -244,7 +286,7 @@ def test_bad_lines(tmp_path, line, message):
     text = f"Source\tTarget\r\n( ( ( [MAX 4 ) 7 ) ] )\t7\r\n{line}\r\n"
     (path / "basic_val.tsv").write_bytes(text.encode())
     with pytest.raises(ValueError, match="basic_val.tsv, " + message):
-        task(tmp_path / "cache", path=path).split("train")
+        own(tmp_path / "cache", path).split("train")
 
 
 @pytest.mark.parametrize(
@@ -259,20 +301,20 @@ def test_bad_headers(tmp_path, content, message):
     path = write_files(tmp_path / "files", FILES)
     (path / "basic_test.tsv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        task(tmp_path / "cache", path=path).split("train")
+        own(tmp_path / "cache", path).split("train")
 
 
 def test_line_ends_of_other_systems(tmp_path):
     path = write_files(tmp_path / "files", FILES)
     for file in path.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\r\n", b"\n").rstrip(b"\n"))
-    assert rows(task(tmp_path / "cache", path=path), "train") == FILES["train"]
+    assert rows(own(tmp_path / "cache", path), "train") == FILES["train"]
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path \(.*nowhere\) must hold basic_train.tsv, basic_val.tsv"):
-        task(tmp_path / "cache", path=tmp_path / "nowhere")
+        own(tmp_path / "cache", tmp_path / "nowhere")
     path = write_files(tmp_path / "files", FILES)
     (path / "basic_val.tsv").unlink()
     with pytest.raises(FileNotFoundError, match=r"files must hold .*; it lacks basic_val.tsv"):
-        task(tmp_path / "cache", path=path)
+        own(tmp_path / "cache", path)

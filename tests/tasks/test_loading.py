@@ -243,6 +243,14 @@ def test_every_kind_of_dataset(tmp_path, kind):
         assert got.inputs.tolist() == [row["input_ids"]] and got.targets.tolist() == [row["label"]]
 
 
+@pytest.mark.parametrize("most", [1, 3, 10_000])
+def test_a_batch_has_at_most_so_many_rows(most):
+    free, bound = batches(), batches(batch_rows=most)
+    assert sorted(flat(epoch(bound))) == sorted(flat(epoch(free)))
+    assert max(map(len, epoch(bound))) == min(most, max(map(len, epoch(free))))
+    assert all(len(rows) * max(LENGTHS[row] for row in rows) <= BUDGET or len(rows) == 1 for rows in epoch(bound))
+
+
 def test_no_rows_at_all():
     rows = Rows(DATA.select([]), SPEC)
     source = LengthBatches(rows.lengths, BUDGET, seed=0)

@@ -7,42 +7,18 @@ import numpy as np
 import pytest
 import torch
 from native_cases import needs_compiler
+from pathfinder_cases import write, write_hub
 from PIL import Image
 
 from tsla import native
 from tsla.compiler import NativeError
 from tsla.tasks import pathfinder_files
 from tsla.tasks.base import Task
+from tsla.tasks.packages import Unavailable
 from tsla.tasks.pathfinder import Pathfinder
 
 SMALL = {"name": "pathfinder", "contour": 6, "train_rows": 30, "eval_rows": 10}
 INNER = "curv_contour_length_14"
-
-
-def line(batch, number, label, contour=14):
-    return f"imgs/{batch} sample_{number}.png {number} {label} 1.0 {contour} 4 2 0.5 1 1"
-
-
-def write(folder, per_batch=(12, 11, 10), size=32, binary=False, contour=14, end="\n"):
-    """A folder as the release has it; returns images and labels in the order of the metadata."""
-    random = np.random.default_rng(0)
-    images, labels = [], []
-    (folder / "metadata").mkdir(parents=True)
-    for batch, count in zip((0, 2, 10), per_batch, strict=False):  # in the order of their names, 10 comes before 2
-        (folder / "imgs" / str(batch)).mkdir(parents=True)
-        lines = []
-        for number in range(count):
-            image = random.integers(0, 256, (size, size), dtype=np.uint8)
-            Image.fromarray(image).save(folder / "imgs" / str(batch) / f"sample_{number}.png")
-            labels.append(int(random.integers(2)))
-            images.append(image)
-            lines.append(line(batch, number, labels[-1], contour))
-        file = folder / "metadata" / f"{batch}.npy"
-        if binary:
-            np.save(file, np.array([text.split() for text in lines]))
-        else:
-            file.write_text("".join(text + end for text in lines), newline="")
-    return np.stack(images), np.array(labels)
 
 
 def rows(task, name, column="input_ids"):
@@ -117,11 +93,17 @@ def test_without_a_compiler(tmp_path, monkeypatch):
         ({"name": "pathy"}, "name ('pathy') must be one of pathfinder, pathfinder_64, pathx"),
         ({"name": "pathx"}, "contour (6) must be 14 for 128 x 128 pixels"),
         ({"kind": "bytes"}, "kind ('bytes') must be one of tokens, series"),
-        ({"source": "hub"}, "source ('hub') must be one of offline, lra"),
+        ({"source": "web"}, "source ('web') must be one of offline, lra, hub"),
+        ({"source": "hub"}, "hub_id (None) must be given for source=hub, and for no other"),
+        ({"hub_id": "x"}, "hub_id (x) must be given for source=hub, and for no other"),
+        ({"seed": 1, "source": "hub", "hub_id": "x"}, "seed (1) must be 0 for source=hub, whose split is fixed"),
+        ({"protocol": "lra"}, "protocol ('lra') must be 'default' for source=offline, whose data are others"),
+        ({"protocol": "s4", "source": "lra", "path": "x"}, "protocol ('s4') needs kind=series: of tokens it is the"),
+        ({"protocol": "mega"}, "protocol ('mega') must be one of default, lra, s4"),
         ({"source": "lra"}, "path (None) must be given for source=lra"),
-        ({"path": "x"}, "path (x) must be given for source=lra, and for it alone; source is offline"),
+        ({"path": "x"}, "path (x) must be given for source=lra, and for no other: source is offline"),
         ({"seed": -1}, "seed (-1) must be at least 0"),
-        ({"seed": 1, "source": "lra", "path": "x"}, "0 for source=lra, whose split is fixed"),
+        ({"seed": 1, "source": "lra", "path": "x"}, "seed (1) must be 0 for source=lra, whose split is fixed"),
         ({"train_rows": 0}, "train_rows (0) must be from 1 to 160000"),
         ({"eval_rows": 20_001}, "eval_rows (20001) must be from 1 to 20000"),
         ({"workers": 0}, "workers (0) must be at least 1"),
@@ -158,6 +140,66 @@ def test_every_layout_and_both_kinds_of_metadata(tmp_path, layout, binary, end):
         assert np.array_equal(rows(task, name) - 1, images[list(part)].reshape(len(part), -1))
         assert np.array_equal(rows(task, name, "label"), labels[list(part)])
     assert task.spec.name == "pathfinder_own" and task.manifest["images"] == 33
+
+
+def test_the_published_order_and_scale(tmp_path):
+    images, labels = write(tmp_path / "own")
+    flat = images.reshape(33, -1)
+    plain, drawn, scaled = (
+        own(tmp_path / "own", tmp_path / "cache", protocol=protocol, kind="series")
+        for protocol in ("lra", "default", "s4")
+    )
+    for name, chosen in (("train", slice(27)), ("val", slice(27, 30)), ("test", slice(30, 33))):
+        assert np.array_equal(rows(plain, name, "values"), flat[chosen])
+        assert np.array_equal(rows(plain, name, "label"), labels[chosen])
+        assert np.array_equal(rows(scaled, name, "values"), rows(drawn, name, "values"))
+    assert not np.array_equal(rows(drawn, "test", "values"), flat[30:])
+    assert (scaled.spec.input_mean, scaled.spec.input_std) == ((0.0,), (255.0,))
+    assert plain.spec.input_mean[0] == pytest.approx(flat[:27].mean())
+    assert drawn.spec.input_mean[0] == pytest.approx(rows(drawn, "train", "values").mean())
+
+
+# Of the Hub -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_the_hub(tmp_path):
+    images = write_hub(tmp_path / "hub")
+    for protocol, order in (
+        ("lra", np.arange(33)),
+        ("default", np.concatenate([*pathfinder_files.split_rows(33).values()])),
+    ):
+        task = Pathfinder(name="pathfinder", source="hub", hub_id=str(tmp_path / "hub"), protocol=protocol,
+                          cache_dir=tmp_path / "cache")  # fmt: skip
+        found = np.concatenate([rows(task, name) for name in ("train", "val", "test")])
+        assert np.array_equal(found - 1, images.reshape(33, -1)[order])
+        assert rows(task, "train", "label").tolist() == [int(images[at, 0, 0]) % 2 for at in order[:27]]
+        assert task.spec.name == "pathfinder_own" and not (task.folder / "fetched").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"rows": 9}, "9 images are too few to split; at least 10 are needed"),
+        ({"size": 16}, "must have 32 x 32 pixels, got 16 x 16"),
+        ({"image": "picture"}, "must have images in the column image and classes in label; it has picture, label"),
+    ],
+)
+def test_other_data_of_the_hub_are_refused(tmp_path, form, message):
+    write_hub(tmp_path / "hub", **form)
+    with pytest.raises(ValueError) as caught:
+        Pathfinder(name="pathfinder", source="hub", hub_id=str(tmp_path / "hub"), cache_dir=tmp_path).split("train")
+    assert message in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_says_what_else_there_is(tmp_path, monkeypatch):
+    def refuse(name, *, revision, cache_dir):
+        assert (name, revision) == ("some/images", "main")
+        raise ConnectionError("no name\nand more")
+
+    monkeypatch.setattr(pathfinder_files, "load_dataset", refuse)
+    task = Pathfinder(name="pathx", source="hub", hub_id="some/images", hub_revision="main", cache_dir=tmp_path)
+    with pytest.raises(Unavailable, match=r"not give some/images \(no name\)\. .*source=lra path.*source=offline"):
+        task.references()
 
 
 def test_of_two_copies_the_inner_one(tmp_path):

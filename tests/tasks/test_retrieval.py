@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import text_cases as cases
 
-from tsla.tasks import pairs, text_sources
+from tsla.tasks import pairs, sources, text_sources
 from tsla.tasks.base import SPLITS, Task, parse_spec
+from tsla.tasks.encoding import encode
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.retrieval import Retrieval
 
@@ -53,6 +54,24 @@ def test_papers_are_read_as_they_lie(tmp_path, below, monkeypatch):
 def test_documents_lose_their_end(tmp_path):
     task = Retrieval(source="lra", path=cases.papers(tmp_path / "aan"), max_length=9, cache_dir=tmp_path)
     assert {len(text) for row in rows_of(task, "test") for text in row[1:]} == {9} and task.spec.max_length == 9
+
+
+def test_published_tokens_and_lengths(tmp_path):
+    root = cases.papers(tmp_path / "aan")
+    plain, lra, s4 = (
+        Retrieval(source="lra", path=root, protocol=name, max_length=99, cache_dir=tmp_path)
+        for name in ("default", "lra", "s4")
+    )
+    assert [rows_of(lra, split) for split in SPLITS] == [rows_of(plain, split) for split in SPLITS]
+    assert lra.folder == plain.folder and lra.spec == plain.spec._replace(max_length=99)
+    printable = "".join(map(chr, range(32, 127)))
+    assert s4.spec == lra.spec._replace(inputs="characters", vocab_size=98, end=2, alphabet=printable)
+    for name, at in (("input_ids", 1), ("input_ids_2", 2)):
+        for row, text in zip(s4.split("train")[name], (row[at] for row in rows_of(plain, "train")), strict=True):
+            read = text.decode("utf-8", "replace")[:98]
+            assert row == [ord(c) - 29 if " " <= c <= "~" else 1 for c in read] + [2]
+            assert np.array_equal(encode(s4.spec, text.decode("utf-8", "replace"), max_length=99), row)
+    assert s4.references().keys() == plain.references().keys()
 
 
 def test_some_rows_of_the_files(tmp_path):
@@ -106,7 +125,7 @@ def test_papers_of_the_hub(tmp_path, monkeypatch):
             (local_dir / "any" / "folder" / file.name).write_bytes(file.read_bytes())
         return str(local_dir)
 
-    monkeypatch.setattr(pairs, "snapshot_download", fetch)
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
     task = Retrieval(source="hub", hub_revision="main", cache_dir=tmp_path)
     mine = Retrieval(source="lra", path=root, cache_dir=tmp_path)
     assert [rows_of(task, split) for split in SPLITS] == [rows_of(mine, split) for split in SPLITS]
@@ -117,10 +136,10 @@ def test_a_hub_that_cannot_be_reached_says_what_else_there_is(tmp_path, monkeypa
     def refuse(*_, **__):
         raise ConnectionError("no name\nand more")
 
-    monkeypatch.setattr(pairs, "snapshot_download", refuse)
+    monkeypatch.setattr(sources, "snapshot_download", refuse)
     with pytest.raises(Unavailable, match=r"not give OpenNLPLab/lra \(no name\)\. .*source=lra path.*source=offline"):
         Retrieval(source="hub", cache_dir=tmp_path).references()
-    monkeypatch.setattr(pairs, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(Unavailable, match=r"must hold new_aan_pairs\.train\.tsv once, in any folder, got 0"):
         Retrieval(source="hub", cache_dir=tmp_path).references()
 
@@ -217,6 +236,7 @@ def test_pairs_depend_on_the_seed_alone_and_fewer_are_among_more(tmp_path):
     [
         ({"source": "lra"}, "path (None) must be given for source=lra"),
         ({"path": "x", "source": "hub"}, "path (x) must be given for source=lra, and for no other: source is hub"),
+        ({"protocol": "lra"}, "protocol ('lra') must be 'default' for source=offline, whose data are others"),
         ({"max_length": 0}, "max_length (0) must be at least 1"),
         ({"eval_rows": 0}, "eval_rows (0) must be at least 1"),
     ],

@@ -88,7 +88,7 @@ def test_acceptance_is_known_for_three_lengths(lra):
 
 def test_verify_tells_what_is_off(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["data", "verify", "listops_short", "train_rows=300", "val_rows=20", "test_rows=50"]
+    arguments = ["data", "verify", "listops_short", "train_rows=300", "eval_rows=20"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "rows whose label is not their value              0  expected 0\n" in text and "OFF" not in text

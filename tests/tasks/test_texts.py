@@ -2,13 +2,15 @@
 
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 import text_cases as cases
 
 from tsla.tasks import text_sources
-from tsla.tasks.base import SPLITS, Task
+from tsla.tasks.base import SPLITS, Task, parse_spec
+from tsla.tasks.encoding import decode, encode
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.texts import TextClasses
 
@@ -57,6 +59,42 @@ def test_with_the_published_protocol_the_test_split_is_the_validation_split(tmp_
     found = everything(task)
     assert sorted(found["train"]) == reviews_of(root, "train")
     assert found["val"] == found["test"] and sorted(found["test"]) == reviews_of(root, "test")
+    assert task.spec.max_length == 4096 and task.spec.inputs == "bytes"
+
+
+def test_with_the_protocol_of_s4_tokens_are_characters(tmp_path):
+    root = cases.reviews(tmp_path / "aclImdb")
+    for name in ("2_2", "3_3", "4_4"):
+        (root / "test" / "neg" / f"{name}.txt").write_text("Ωé" * 40)
+    (root / "train" / "neg" / "2_2.txt").write_text("é" * 20 + "Ω" * 14)
+    (root / "train" / "neg" / "3_3.txt").write_text("x" * 69 + "Ω" * 20)  # past the length that is kept
+    task = TextClasses(source="lra", path=root, protocol="s4", max_length=70, cache_dir=tmp_path / "data")
+    train = [text.decode() for text, _ in reviews_of(root, "train")]
+    counts = Counter("".join(text[:69] for text in train))
+    alphabet = sorted((c for c in counts if counts[c] >= 15), key=lambda c: (-counts[c], c))
+    assert "é" in alphabet and "Ω" not in alphabet and any(counts[c] < 15 for c in counts)
+    assert (task.spec.alphabet, task.spec.end) == ("".join(alphabet), 2)
+    assert (task.spec.inputs, task.spec.vocab_size, task.spec.max_length) == ("characters", 3 + len(alphabet), 70)
+
+    def expected(text: str) -> list[int]:
+        return [3 + alphabet.index(c) if c in alphabet else 1 for c in text[:69]] + [2]
+
+    assert sorted(task.split("train")["input_ids"]) == sorted(map(expected, train))
+    test = [text.decode() for text, _ in reviews_of(root, "test")]
+    assert sorted(task.split("test")["input_ids"]) == sorted(map(expected, test))
+    assert task.split("val")["input_ids"][:] == task.split("test")["input_ids"][:]
+    text = train[0]
+    assert encode(task.spec, text, max_length=70).tolist() == encode(task.spec, text.encode(), max_length=70).tolist()
+    assert encode(task.spec, text, max_length=70).tolist() == expected(text)
+    assert decode(task.spec, encode(task.spec, "éΩ")) == "é\ufffd"
+    problems: list[str] = []
+    assert parse_spec({**task.spec._asdict(), "names": list(task.spec.names)}, problems) == task.spec
+    assert parse_spec({**task.spec._asdict(), "end": -1, "alphabet": 3}, problems) is None
+    assert problems == ["task.end (-1) must be a whole number of at least 0", "task.alphabet (3) must be a text"]
+    with pytest.raises(ValueError, match=r"input \(3\) must be a text, got int"):
+        encode(task.spec, 3)
+    bytes_of = TextClasses(source="lra", path=root, protocol="lra", max_length=70, cache_dir=tmp_path / "data")
+    assert task.references() == bytes_of.references()
 
 
 def test_other_numbers_of_reviews_are_refused(tmp_path):
@@ -208,7 +246,8 @@ def test_a_new_version_of_the_reader_makes_a_new_folder(tmp_path, monkeypatch):
         ({"path": "x"}, "path (x) must be given for source=lra, and for no other: source is offline"),
         ({"name": "r52"}, "name ('r52') must be text, or r8"),
         ({"name": "r8", "source": "hub"}, "name ('r8') must be text, or r8 with source=offline"),
-        ({"protocol": "s4"}, "protocol ('s4') must be one of default, lra"),
+        ({"protocol": "mega"}, "protocol ('mega') must be one of default, lra, s4"),
+        ({"protocol": "s4"}, "protocol ('s4') must be 'default' for source=offline, whose data are others"),
         ({"max_length": 0}, "max_length (0) must be at least 1"),
         ({"train_rows": 0}, "train_rows (0) must be at least 1"),
         ({"eval_rows": -1}, "eval_rows (-1) must be at least 1"),

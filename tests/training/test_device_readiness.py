@@ -3,6 +3,7 @@
 import traceback
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,14 @@ def test_what_it_can_do_is_not(monkeypatch):
     monkeypatch.setattr(hardware, "find_spec", lambda name: object())
     everything = {"devices": 2, "precision": "bf16", "compiled": True}
     assert check(**everything).type == check(accelerator="cuda", **everything).type == "cuda"
+
+
+def test_how_much_memory_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=7))
+    assert hardware.memory_of(torch.device("cuda")) == 7 and hardware.memory_of(torch.device("mps")) is None
+    told = Path("/proc/meminfo")
+    if told.exists():
+        assert hardware.memory_of(torch.device("cpu")) == 1024 * int(told.read_text().split()[1])
 
 
 @pytest.mark.parametrize("more", [(), ("dry_run=true",)])

@@ -99,6 +99,15 @@ def test_a_shared_parameter_is_in_one_group_once():
     assert "encoder.embedding.weight" in kept and "head.weight" not in decayed
 
 
+def test_the_root_of_the_steps_by_its_formula():
+    """As published: a constant times min(1, t / w) / sqrt(max(t, w)), counting steps from 1 and warm-up to step w."""
+    settings = SETTINGS._replace(decay="rsqrt", warmup_steps=7, final_lr=0.0)
+    for step in range(100):
+        factor = schedule(settings, lambda: 0.5)(step)
+        t, w = step + 1, 8
+        assert factor == pytest.approx(math.sqrt(w) * min(1, t / w) / math.sqrt(max(t, w)))
+
+
 def test_the_optimiser_is_adamw_by_its_formula():
     p = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     module = nn.Module()

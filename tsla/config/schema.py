@@ -62,11 +62,13 @@ class VisionConfig:
 
 @dataclass
 class AdamWConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up and a decay."""
 
     name: str = option("adamw", "the optimiser", choices=("adamw",))
     lr: float = option(1e-3, "peak learning rate", above=0)
-    final_lr: float = option(0.0, "learning rate at the end, as a fraction of the peak", low=0, high=1)
+    decay: str = option("cosine", "after warm-up: to final_lr at the end, or by the root of the steps",
+                        choices=("cosine", "rsqrt"))  # fmt: skip
+    final_lr: float = option(0.0, "for decay=cosine: learning rate at the end over the peak", low=0, high=1)
     warmup_steps: int = option(100, "optimiser steps of linear warm-up", low=0)
     weight_decay: float = option(0.05, "on matrices; not on biases, norms, embeddings and scales", low=0)
     beta1: float = option(0.9, "decay of the gradient mean", low=0, high=0.9999)
@@ -83,6 +85,7 @@ class TrainerConfig:
     max_epochs: int | None = option(None, "passes over the training split", low=1)
     max_minutes: float | None = option(None, "minutes of training, validation included", above=0)
     batch_tokens: int = option(4096, "most tokens of a batch, padding included; rows of like length go together", low=1)
+    batch_rows: int | None = option(None, "most rows of a batch; null: as many as batch_tokens allow", low=1)
     accumulate: int = option(1, "batches per optimiser step", low=1)
     validate_every: int = option(200, "optimiser steps between validations; best.ckpt is chosen there", low=1)
     checkpoint_every: int = option(200, "optimiser steps between writes of last.ckpt", low=1)

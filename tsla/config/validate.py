@@ -10,7 +10,6 @@ from tsla.config.schema import (
     members,
 )
 from tsla.config.tasks import (
-    CIFAR,
     IMAGES,
     DnaStrandConfig,
     FilesConfig,
@@ -24,19 +23,22 @@ from tsla.config.tasks import (
     RetrievalConfig,
     SelectiveCopyConfig,
     SeriesConfig,
+    SourcedConfig,
     TextConfig,
 )
 
 
 def find_problems(config: Config) -> list[str]:
     """Every problem of a config whose single options are fine, in the order of its groups."""
-    return [*_task(config), *_mixer(config), *_model(config), *_trainer(config), *_frozen(config)]
+    return [*_task(config), *_mixer(config), *_model(config), *_optim(config), *_trainer(config), *_frozen(config)]
 
 
 def _task(config: Config) -> Iterator[str]:
     task = config.task
-    if isinstance(task, ListOpsConfig) and task.min_length + 1 >= task.max_length:
-        yield f"task.min_length ({task.min_length}) must be below task.max_length - 1 ({task.max_length - 1})"
+    if isinstance(task, SourcedConfig):
+        yield from _source(task)
+    if isinstance(task, ListOpsConfig):
+        yield from _listops(task)
     if isinstance(task, MqarConfig):
         for split in ("train", "val", "test"):
             yield from _segments(task, split)
@@ -53,11 +55,6 @@ def _task(config: Config) -> Iterator[str]:
         yield from _pathfinder(task)
     if isinstance(task, PixelsConfig):
         yield from _pixels(task)
-    if isinstance(task, TextConfig | RetrievalConfig):
-        yield from _source(task)
-    dumped = ImageConfig | PathfinderConfig | TextConfig | RetrievalConfig
-    if isinstance(task, dumped) and task.allow_pickle and task.source != "lra":
-        yield f"task.allow_pickle (true) needs task.source=lra, got {task.source}"
 
 
 def _pixels(task: PixelsConfig) -> Iterator[str]:
@@ -65,44 +62,58 @@ def _pixels(task: PixelsConfig) -> Iterator[str]:
         yield f"task.order_seed ({task.order_seed}) needs task.order=permuted, got {task.order}"
     if isinstance(task, GreyConfig) and task.side not in (14, 28):
         yield f"task.side ({task.side}) must be 28 or 14"
-    if not isinstance(task, ImageConfig):
-        return
-    if task.source == "lra" and not task.path:
-        yield "task.source=lra needs task.path: a folder with CIFAR-10, the binary or the Python version"
-    for name, needed, default in (("path", "lra", None), ("hub_id", "hub", CIFAR), ("hub_revision", "hub", None)):
-        if task.source != needed and (value := getattr(task, name)) != default:
-            yield f"task.{name} ({value}) needs task.source={needed}, got {task.source}"
-    if task.protocol != "default" and task.source == "offline":
-        yield (f"task.protocol={task.protocol} is of Long Range Arena's images, and task.source=offline has others: "
-               "choose task.source lra or hub")  # fmt: skip
-    if task.protocol != "default" and task.seed:
+    if isinstance(task, ImageConfig) and task.protocol != "default" and task.seed:
         yield f"task.seed ({task.seed}) draws nothing: task.protocol={task.protocol} says which rows validate"
 
 
-def _source(task: TextConfig | RetrievalConfig) -> Iterator[str]:
+HOLDS: dict[type[SourcedConfig], str] = {
+    ListOpsConfig: "the unpacked release of Long Range Arena, or its folder listops-1000",
+    ImageConfig: "a folder with CIFAR-10, the binary or the Python version",
+    TextConfig: "an aclImdb folder, or one that holds it",
+    RetrievalConfig: "the unpacked release of Long Range Arena, or its folder tsv_data",
+    PathfinderConfig: "the unpacked release of Long Range Arena, or its folder of these images",
+}
+
+
+def _source(task: SourcedConfig) -> Iterator[str]:
     if task.source == "lra" and not task.path:
-        yield "task.path must be given for task.source=lra: the folder that holds the data"
-    if task.source != "lra" and task.path is not None:
-        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
-    for name in ("hub_id", "hub_revision"):
-        if task.source != "hub" and getattr(task, name) != getattr(type(task)(), name):
-            yield f"task.{name} ({getattr(task, name)}) needs task.source=hub, got {task.source}"
-    given = isinstance(task, RetrievalConfig) and task.source != "offline"
+        yield f"task.source=lra needs task.path: {HOLDS[type(task)]}"
+    if task.source == "hub" and not task.hub_id:
+        yield "task.source=hub needs task.hub_id: the data set"
+    for name, needed in (("path", "lra"), ("hub_id", "hub"), ("hub_revision", "hub")):
+        if task.source != needed and (value := getattr(task, name)) != getattr(type(task)(), name):
+            yield f"task.{name} ({value}) needs task.source={needed}, got {task.source}"
+    if task.protocol != "default" and task.source == "offline" and not isinstance(task, ListOpsConfig):
+        yield (f"task.protocol={task.protocol} is of Long Range Arena's data, and task.source=offline has others: "
+               "choose task.source lra or hub, or task.protocol=default")  # fmt: skip
+    dumped = ImageConfig | TextConfig | RetrievalConfig | PathfinderConfig
+    if isinstance(task, dumped) and task.allow_pickle and task.source != "lra":
+        yield f"task.allow_pickle (true) needs task.source=lra, got {task.source}"
+    given = isinstance(task, RetrievalConfig | ListOpsConfig) and task.source != "offline"
     if given and task.seed and task.train_rows is None and task.eval_rows is None:
-        yield (f"task.seed ({task.seed}) changes nothing for task.source={task.source}, whose pairs are given, unless "
+        yield (f"task.seed ({task.seed}) changes nothing for task.source={task.source}, whose rows are given, unless "
                "task.train_rows or task.eval_rows takes some of them")  # fmt: skip
+
+
+def _listops(task: ListOpsConfig) -> Iterator[str]:
+    if task.min_length + 1 >= task.max_length:
+        yield f"task.min_length ({task.min_length}) must be below task.max_length - 1 ({task.max_length - 1})"
+    if task.name != "listops" and (task.source != "offline" or task.protocol != "default"):
+        yield f"task.source={task.source} and task.protocol={task.protocol} need task=listops, got {task.name}"
+    elif task.source != "offline":
+        for name in ("min_length", "max_length", "max_depth", "max_args"):
+            if getattr(task, name) != getattr(ListOpsConfig(), name):
+                yield f"task.{name} ({getattr(task, name)}) needs task.source=offline: it is of the generator"
 
 
 def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
     contours = (6, 9, 14) if task.name == "pathfinder" else (14,)
     if task.contour not in contours:
         yield f"task.contour ({task.contour}) must be {' or '.join(map(str, contours))} for task={task.name}"
-    if task.source == "lra" and not task.path:
-        yield "task.source=lra needs task.path: the unpacked release of Long Range Arena, or its folder of these images"
-    if task.source == "lra" and task.seed:
-        yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source=lra is fixed"
-    if task.source != "lra" and task.path is not None:
-        yield f"task.path ({task.path}) needs task.source=lra, got {task.source}"
+    if task.source != "offline" and task.seed:
+        yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source={task.source} is fixed"
+    if task.protocol == "s4" and task.kind != "series":
+        yield "task.protocol=s4 needs task.kind=series: it is of pixels as numbers, its split is that of the default"
 
 
 def _files(task: FilesConfig) -> Iterator[str]:
@@ -250,6 +261,13 @@ def _trainer(config: Config) -> Iterator[str]:
         yield "trainer.compile=true and task.packing=true: packed batches have ever new shapes, each compiled anew"
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_minutes is None:
         yield "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes: training needs an end"
+
+
+def _optim(config: Config) -> Iterator[str]:
+    if config.optim.decay == "rsqrt" and config.optim.final_lr:
+        yield f"optim.final_lr ({config.optim.final_lr}) needs optim.decay=cosine, got rsqrt"
+    if config.optim.decay == "rsqrt" and not config.optim.warmup_steps:
+        yield "optim.decay=rsqrt needs optim.warmup_steps above 0: the rate falls from there"
 
 
 def _frozen(config: Config) -> Iterator[str]:

@@ -4,7 +4,8 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tsla.mixers import Mixed, Mixer
@@ -44,6 +45,40 @@ def account(model: nn.Module, length: int, *, channels: int | None = None) -> Ac
         flops_per_token=counter.get_total_flops() / (length * len(given)),
         state_bytes=sum(m.state_bytes(max(seen)) for m, seen in lengths if seen),
     )
+
+
+class Step(NamedTuple):
+    """Costs of a training step in float32.
+
+    flops: matrix operations of both passes, a multiply and an add each counted.  held_bytes: weights, gradients and the
+    two averages of AdamW.  kept_bytes: what the forward pass keeps for the backward one, in plain torch: kernels keep
+    less, above all those of exact softmax.
+    """
+
+    flops: int
+    held_bytes: int
+    kept_bytes: int
+
+
+def account_step(model: nn.Module, length: int, rows: int, *, channels: int | None = None) -> Step:
+    """Costs of a training step on `rows` rows of `length` tokens, or of pairs of them; counted on the meta device."""
+    twin = copy.deepcopy(model).to("meta").train()
+    weights = {storage._cdata: storage for storage in (p.untyped_storage() for p in twin.parameters())}
+    kept: dict[int, UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:  # of which views are kept, too
+            kept[storage._cdata] = storage  # held, so that no later one takes its place
+        return x
+
+    given = example_input(length, channels, rows=rows_of(model) * rows)
+    with FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(keep, lambda x: x):
+            logits = twin(given)
+        logits.sum().backward()
+    held = 4 * sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
+    return Step(counter.get_total_flops(), held, sum(storage.nbytes() for storage in kept.values()))
 
 
 def _note_length(mixer: Mixer) -> list[int]:

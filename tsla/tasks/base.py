@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 from datasets import Dataset
 
 SPLITS = ("train", "val", "test")
-INPUTS = ("bytes", "tokens", "listops", "series")
+INPUTS = ("bytes", "characters", "tokens", "listops", "series")
 TARGETS = ("class", "labels", "numbers", "tokens")
 PAIRS = ("", "concat", "nli")
 PAD = 0  # the id every token table reserves for padding; it is never a real token
@@ -16,18 +16,20 @@ class TaskSpec(NamedTuple):
     """What a model, a loss and a reader of new inputs have to know of a task: plain data, kept beside the weights.
 
     name: of the task.
-    inputs: how a raw input becomes a row (see `tsla.tasks.encoding`): ``"bytes"`` of a text, ``"tokens"`` given as
-        whole numbers from 0, ``"listops"``, or a ``"series"`` of real numbers.
+    inputs: how a raw input becomes a row (see `tsla.tasks.encoding`): ``"bytes"`` or ``"characters"`` of a text,
+        ``"tokens"`` given as whole numbers from 0, ``"listops"``, or a ``"series"`` of real numbers.
     target: ``"class"``, one of them; ``"labels"``, any number of them; ``"numbers"``; ``"tokens"``, a class for each
         scored token.
     outputs: classes, labels or numbers.
-    max_length: the longest row in tokens, over all splits.
+    max_length: the longest row in tokens, over all splits; more where a protocol says for how many a model is built.
     vocab_size: token ids, with the padding id; None for a series.
     channels: numbers at each step of a series; None for tokens.
     names: of the outputs; empty where they are their indices.
     image: height and width, if a row is the pixels of an image, row by row; its ids are grey levels, 1 the darkest.
     pairs: of a row of two inputs, from which vectors a and b of the two its class is told: ``"concat"``, [a, b], or
         ``"nli"``, [a, b, a - b, a b]; empty for a row of one input.
+    end: the id that ends every row; 0 if none does.
+    alphabet: the characters that have ids of their own, in the order of these.
     input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
 
@@ -45,6 +47,8 @@ class TaskSpec(NamedTuple):
     target_std: tuple[float, ...] = ()
     image: tuple[int, ...] = ()
     pairs: str = ""
+    end: int = 0
+    alphabet: str = ""
 
 
 def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
@@ -61,9 +65,12 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
             if value not in allowed:
                 shown = ", ".join(one or "''" for one in allowed)
                 problems.append(f"task.{name} ({value!r}) must be one of {shown}")
-        elif name == "name":
+        elif name in ("name", "alphabet"):
             if not isinstance(value, str):
-                problems.append(f"task.name ({value!r}) must be a text")
+                problems.append(f"task.{name} ({value!r}) must be a text")
+        elif name == "end":
+            if type(value) is not int or value < 0:
+                problems.append(f"task.end ({value!r}) must be a whole number of at least 0")
         elif name in ("outputs", "max_length") or (name in ("vocab_size", "channels") and value is not None):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 problems.append(f"task.{name} ({value!r}) must be a whole number of at least 1")

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
 from tsla.tasks.base import SPLITS, TaskSpec
+from tsla.tasks.sources import split_limits
 
 TEST_ROWS, VAL_ROWS = 360, 180
 
@@ -18,11 +19,12 @@ class Digits:
     """Which digit 64 pixels show. Token = grey value (0-16) + 1; rows are 1257 train, 180 val and 360 test, stratified.
 
     Args:
+        train_rows, eval_rows: at most so many rows of the training split, and of each of the others; None takes all.
         seed: of the split.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, *, train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0) -> None:
+        self.limits, self.seed = split_limits(train_rows, eval_rows), seed
 
     @property
     def spec(self) -> TaskSpec:
@@ -53,4 +55,5 @@ class Digits:
             np.arange(len(labels)), test_size=TEST_ROWS, stratify=labels, random_state=self.seed
         )
         train, val = train_test_split(rest, test_size=VAL_ROWS, stratify=labels[rest], random_state=self.seed)
-        return {name: (pixels[rows], labels[rows]) for name, rows in zip(SPLITS, (train, val, test), strict=True)}
+        taken = {name: rows[: self.limits[name]] for name, rows in zip(SPLITS, (train, val, test), strict=True)}
+        return {name: (pixels[rows], labels[rows]) for name, rows in taken.items()}

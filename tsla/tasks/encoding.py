@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsla.tasks.base import TaskSpec
+from tsla.tasks.characters import ids_of, text_of
 from tsla.tasks.listops import SYMBOLS
 from tsla.tasks.listops_grammar import evaluate, to_text
 
@@ -20,25 +21,27 @@ COMMA_WITHIN = re.compile(r",(?!\s)|(?<=\s),")  # one that is not followed, as i
 def encode(spec: TaskSpec, value: object, *, max_length: int | None = None) -> Array:
     """The row of one raw input, by `spec.inputs`.
 
-    ===========  ===========================================================  ======================================
-    inputs       value                                                        row
-    ===========  ===========================================================  ======================================
-    ``bytes``    a text, taken as UTF-8, or bytes                             each byte + 1: ``(n,)`` uint16
-    ``tokens``   a list of whole numbers from 0 to ``vocab_size - 2``, or     each + 1: ``(n,)`` int64
-                 a text of them between spaces or commas
-    ``listops``  a text such as ``[MAX 4 [MIN 2 9 ] ]``                       ids of its tokens: ``(n,)`` uint8
-    ``series``   a list of numbers (one channel), a list of lists (steps      ``(n, channels)`` float64
-                 by channels), or a text of them: channels between spaces
-                 or commas, steps between semicolons or on lines
-    ===========  ===========================================================  ======================================
+    ==============  ========================================================  ======================================
+    inputs          value                                                     row
+    ==============  ========================================================  ======================================
+    ``bytes``       a text, taken as UTF-8, or bytes                          each byte + 1: ``(n,)`` uint16
+    ``characters``  the same                                                  ids by `spec.alphabet`, see `characters`
+    ``tokens``      a list of whole numbers from 0 to ``vocab_size - 2``, or  each + 1: ``(n,)`` int64
+                    a text of them between spaces or commas
+    ``listops``     a text such as ``[MAX 4 [MIN 2 9 ] ]``                    ids of its tokens: ``(n,)`` uint8
+    ``series``      a list of numbers (one channel), a list of lists (steps   ``(n, channels)`` float64
+                    by channels), or a text of them: channels between spaces
+                    or commas, steps between semicolons or on lines
+    ==============  ========================================================  ======================================
 
-    A series may be of any width where `spec.channels` is None. Of more than `max_length` steps the first are kept.
+    A series may be of any width where `spec.channels` is None. Of more than `max_length` steps the first are kept,
+    and the end that `spec.end` asks for.
 
     Raises:
         ValueError: another value, or an empty one, with what is allowed.
     """
     make: dict[str, Callable[[TaskSpec, object], Array]] = {
-        "bytes": _bytes, "tokens": _tokens, "listops": _listops, "series": _series
+        "bytes": _bytes, "characters": _characters, "tokens": _tokens, "listops": _listops, "series": _series,
     }  # fmt: skip
     if isinstance(value, bytes) and spec.inputs != "bytes":
         try:
@@ -48,7 +51,9 @@ def encode(spec: TaskSpec, value: object, *, max_length: int | None = None) -> A
     row = make[spec.inputs](spec, value)
     if not len(row):
         raise ValueError(f"input ({shorten(value)}) is empty: a row needs at least one step")
-    return row if max_length is None else row[:max_length]
+    if not spec.end:
+        return row if max_length is None else row[:max_length]
+    return np.append(row if max_length is None else row[: max_length - 1], row.dtype.type(spec.end))
 
 
 def encode_inputs(spec: TaskSpec, value: object, *, max_length: int | None = None) -> list[Array]:
@@ -76,7 +81,11 @@ def decode(spec: TaskSpec, row: Array) -> str:
         spec: of the row's task.
         row: ids ``(n,)``, or numbers ``(n, channels)``, not standardised.
     """
+    if spec.end and len(row) and row[-1] == spec.end:
+        row = row[:-1]
     match spec.inputs:
+        case "characters":
+            return text_of(row.tolist(), spec.alphabet)
         case "bytes":
             return (row.astype(np.int64) - 1).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
         case "tokens":
@@ -124,6 +133,12 @@ def _bytes(spec: TaskSpec, value: object) -> Array:
     if not isinstance(value, bytes):
         raise ValueError(f"input ({shorten(value)}) must be a text or bytes, got {type(value).__name__}")
     return np.frombuffer(value, np.uint8) + np.uint16(1)
+
+
+def _characters(spec: TaskSpec, value: object) -> Array:
+    if not isinstance(value, str):
+        raise ValueError(f"input ({shorten(value)}) must be a text, got {type(value).__name__}")
+    return ids_of(value, spec.alphabet)
 
 
 def _tokens(spec: TaskSpec, value: object) -> Array:

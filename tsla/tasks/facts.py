@@ -19,7 +19,7 @@ class Facts(NamedTuple):
 
 
 FACTS = {
-    "listops": Facts("generated, as Long Range Arena does", OURS, "96,000 x 501-1,999"),
+    "listops": Facts("generated, as Long Range Arena does; or its own", OURS, "96,000 x 501-1,999"),
     "listops_medium": Facts("generated", OURS, "96,000 x 201-499"),
     "listops_short": Facts("generated", OURS, "96,000 x 21-99"),
     "digits": Facts("scikit-learn", "BSD-3-Clause", "1,257 x 64"),

@@ -19,12 +19,12 @@ from tsla.tasks.cache import cached
 from tsla.tasks.cifar import Labelled
 from tsla.tasks.image_sources import Parts, Source, fashion, image, mnist
 from tsla.tasks.pixel_orders import ORDERS, pixel_order, shuffled
-from tsla.tasks.sources import split_limits
+from tsla.tasks.sources import PROTOCOLS, SOURCES, split_limits
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
 VERSION = 1  # of rows, splits and reference lines: raised with any change to them
 SIDES = {"image": (32,), "fashion": (28, 14), "smnist": (28, 14)}
-KINDS, SOURCES, PROTOCOLS = ("tokens", "series"), ("offline", "lra", "hub"), ("default", "lra", "s4")
+KINDS = ("tokens", "series")
 CLASSES = 10
 HELD_OUT = 0.1  # of the training images, for validation
 S4_SEED = 42

@@ -1,12 +1,13 @@
-"""The ListOps task: generated to Long Range Arena's definition, or read from a user's own `listops-1000` directory.
+"""The ListOps task: generated to Long Range Arena's definition, or read from the files of its release.
 
 The expressions themselves (token table, distribution, evaluator) are in `listops_grammar`.
 """
 
 import itertools
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from datasets import Dataset
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
-from tsla.tasks.dumps import END, Dump, check_count, dictionary, dump_rows, find_dump
+from tsla.tasks.dumps import END as DUMP_END
+from tsla.tasks.dumps import Dump, check_count, dictionary, dump_rows, find_dump
 from tsla.tasks.expected import Statistic
 from tsla.tasks.listops_grammar import (
     CLOSER,
@@ -34,7 +36,8 @@ from tsla.tasks.listops_grammar import (
 )
 from tsla.tasks.listops_references import reference_lines
 from tsla.tasks.listops_statistics import ROWS, statistics
-from tsla.tasks.sources import stamps
+from tsla.tasks.packages import Unavailable
+from tsla.tasks.sources import LRA_HUB, check_source, fetch_files, first_rows, split_limits, stamps
 from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
 
 __all__ = ["ListOps", "evaluate", "to_text"]
@@ -42,7 +45,13 @@ __all__ = ["ListOps", "evaluate", "to_text"]
 VERSION = 2  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
 PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
 SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
-LRA_ROWS = {"train": 96_000, "val": 2_000, "test": 2_000}  # of its dumps
+END = TOKENS.index("<eos>")
+FILES = {split: f"basic_{split}.tsv" for split in SPLITS}
+ALL = {"train": 96_000, "val": 2_000, "test": 2_000}  # rows of the release
+TEST_ROWS = {"listops_short": 10_000}  # of short rows, which cost little, more are generated
+LENGTHS = {"lra": 2_000, "s4": 2_048}  # tokens that a protocol's models are built for
+WAYS = ("Three ways to ListOps: source=lra path=FOLDER, where the folder is an unpacked lra_release; source=hub, with "
+        "a network; source=offline, which generates it")  # fmt: skip
 LAYOUTS = ("", "lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
 
 
@@ -51,58 +60,64 @@ class ListOps:
 
     Generated: distinct rows with `min_length < length < max_length`, `max_depth` levels of nodes (the deepest are
     digits), 2 to `max_args` arguments per operator. The same settings and `seed` give the same rows on every machine
-    and for every number of `workers` (threads; None: one per core). Settings that cannot be met raise ValueError.
+    and for every number of `workers`. Read: those of `basic_{train,val,test}.tsv`, in their order; the generator's
+    settings are not looked at. Either is done on first use, into a folder under `cache_dir`.
 
-    `path` reads `basic_{train,val,test}.tsv` instead, from that folder or from the place the unpacked release keeps
-    it in; the row counts and bounds are then those of the files, and the generator's settings are not looked at. It may
-    also be a dump of lines of numbers with its dictionary, see `tsla.tasks.dumps`.
+    Args:
+        name: ``listops``, or of other lengths.
+        min_length, max_length, max_depth, max_args: of the generator.
+        train_rows, eval_rows: of the training split, and of each of the others. None: all of the files; of generated
+            rows as many as the release has, and 10,000 to test ``listops_short``.
+        seed: of the generator, or of which rows of the files are taken.
+        source: ``"offline"``, generated; ``"lra"``, the files in `path`; ``"hub"``.
+        path: the folder for ``lra``, or the one in which the unpacked release has it; or a dump of lines of numbers
+            with its dictionary, see `tsla.tasks.dumps`.
+        hub_id, hub_revision: a data set of the Hub that holds the files.
+        protocol: of ``listops``. With ``"default"`` a model is built for the longest row there is. Others build it for
+            a published length and refuse files that have not as many rows as the release: ``"lra"``, 2000 tokens;
+            ``"s4"``, 2048, and every row ends in an end token.
+        cache_dir: where rows are kept.
+        workers: threads that generate; None: one per core.
 
-    Both are built on first use into a folder under `cache_dir`.
+    Raises:
+        ValueError: options that do not go together, settings that cannot be met.
+        FileNotFoundError: no such files at `path`.
     """
 
     def __init__(
-        self,
-        *,
-        name: str,
-        min_length: int,
-        max_length: int,
-        max_depth: int = 10,
-        max_args: int = 10,
-        train_rows: int,
-        val_rows: int,
-        test_rows: int,
-        seed: int = 0,
-        path: Path | str | None = None,
-        cache_dir: Path | str = Path("data"),
+        self, *, name: str = "listops", min_length: int = 500, max_length: int = 2000, max_depth: int = 10,
+        max_args: int = 10, train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
+        source: str = "offline", path: Path | str | None = None, hub_id: str = LRA_HUB,
+        hub_revision: str | None = None, protocol: str = "default", cache_dir: Path | str = Path("data"),
         workers: int | None = None,
-    ) -> None:
-        self.name = name
+    ) -> None:  # fmt: skip
+        check_source(source, path, seed=seed, protocol=protocol, stands_in=False)
+        if name != "listops" and (protocol != "default" or source != "offline"):
+            raise ValueError(f"name ({name!r}) must be listops for source={source} and protocol={protocol}")
+        self.name, self.seed, self.source, self.protocol = name, seed, source, protocol
         self.grammar = Grammar(min_length, max_length, max_depth, max_args)
-        self.rows = {"train": train_rows, "val": val_rows, "test": test_rows}
-        self.seed = seed
-        self.dump = None if path is None else find_dump(Path(path), "", allow_pickle=False)
-        self.files = None if path is None or self.dump else _files(Path(path))
+        self.limits = split_limits(train_rows, eval_rows)
+        self.dump = None if path is None else find_dump(Path(path).expanduser(), "", allow_pickle=False)
+        self.files = None if path is None or self.dump else _files(Path(path).expanduser())
+        self.hub_id, self.hub_revision = hub_id, hub_revision
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        if path is None:
-            self._check()
-
-    def _check(self) -> None:
-        self.grammar.check()
-        for split, rows in self.rows.items():
-            if rows < 1:
-                raise ValueError(f"{split}_rows ({rows}) must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed ({self.seed}) must be at least 0")
+        if source == "offline":
+            self.grammar.check()
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
     @property
+    def rows(self) -> dict[str, int]:
+        """How many to generate of each split."""
+        usual = ALL | {"test": TEST_ROWS.get(self.name, ALL["test"])}
+        return {split: usual[split] if limit is None else limit for split, limit in self.limits.items()}
+
+    @property
     def spec(self) -> TaskSpec:
-        longest = self.manifest["length"]["max"]
-        return TaskSpec(
-            name=self.name, inputs="listops", target="class", outputs=10, max_length=longest, vocab_size=len(TOKENS)
-        )
+        longest = max(self.manifest["length"]["max"], LENGTHS.get(self.protocol, 0))
+        return TaskSpec(name=self.name, inputs="listops", target="class", outputs=10, max_length=longest,
+                        vocab_size=len(TOKENS), end=END if self.protocol == "s4" else 0)  # fmt: skip
 
     def split(self, name: str) -> Dataset:
         return load_split(self.folder, name)
@@ -124,35 +139,60 @@ class ListOps:
     @cached_property
     def folder(self) -> Path:
         """The finished folder: `train.arrow`, `val.arrow`, `test.arrow`, and `manifest.json`."""
-        source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
-        if self.files is not None:
-            source = {"files": stamps(self.files.values())}
-        elif self.dump is not None:
-            source = self.dump.key
+        match self.source:
+            case "offline":
+                source: dict[str, object] = {**self.grammar._asdict(), "rows": self.rows, "seed": self.seed}
+            case "lra":
+                source = {"files": stamps(self.files.values())} if self.files else {}
+                source |= {} if self.dump is None else self.dump.key
+            case _:
+                source = {"hub": [self.hub_id, self.hub_revision]}
+        if self.source != "offline":
+            source |= {"rows": self.limits, "seed": self.seed, "protocol": self.protocol}
+        elif self.protocol == "s4":
+            source["end"] = END
         return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
         manifest: dict[str, object] = {"task": self.name}
-        if self.dump is not None:
-            manifest["layout"] = self.dump.layout
-            splits = {split: _read_dump(self.dump, split) for split in SPLITS}
-        elif self.files is None:
+        if self.source == "offline":
             rows, manifest["acceptance"] = _generate(self.grammar, self.seed, sum(self.rows.values()), self.workers)
             order = np.argsort(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(0,))).random_raw(len(rows)))
             shuffled = (rows[index] for index in order)
             splits = {split: list(itertools.islice(shuffled, count)) for split, count in self.rows.items()}
         else:
-            splits = {split: _read(file) for split, file in self.files.items()}
+            splits = self._read(folder / "fetched")
+            if self.dump is not None:
+                manifest["layout"] = self.dump.layout
         labels = {split: np.array([label for _, label in rows]) for split, rows in splits.items()}
+        end, lengths = bytes([END] * (self.protocol == "s4")), {}
         for split, rows in splits.items():
-            tokens = [np.frombuffer(tokens, np.uint8) for tokens, _ in rows]
+            tokens = [np.frombuffer(tokens + end, np.uint8) for tokens, _ in rows]
             save_split(folder, split, [{"input_ids": tokens, "label": labels[split]}])
-        lengths = {split: np.array([len(tokens) for tokens, _ in rows]) for split, rows in splits.items()}
+            lengths[split] = np.array([len(row) for row in tokens])
         manifest |= describe(lengths, labels, 10)
         manifest["references"] = reference_lines(splits["train"], splits["test"])
         manifest["seconds"] = round(time.perf_counter() - started, 2)
         write_manifest(folder, manifest)
+
+    def _read(self, scratch: Path) -> dict[str, list[Row]]:
+        """The rows of the files, or of each split those that `first_rows` takes, in their order."""
+        files: Mapping[str, Path] = self.files or {}
+        if self.source == "hub":
+            try:
+                files = fetch_files(self.hub_id, self.hub_revision, FILES, scratch)
+            except Unavailable as error:
+                raise Unavailable(f"{error}. {WAYS}") from None
+        found = {}
+        for place, split in enumerate(SPLITS):
+            rows = _read(files[split]) if self.dump is None else _read_dump(self.dump, split)
+            if self.protocol != "default" and len(rows) != ALL[split]:  # a dump has them always
+                raise ValueError(f"{files[split]} must have the {ALL[split]} rows of the release for "
+                                 f"protocol={self.protocol}, got {len(rows)}")  # fmt: skip
+            found[split] = [rows[at] for at in sorted(first_rows(len(rows), self.limits[split], self.seed, place))]
+        shutil.rmtree(scratch, ignore_errors=True)
+        return found
 
 
 def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[list[Row], float]:
@@ -172,7 +212,7 @@ def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[li
                 break
             seen = len(rows)
     raise ValueError(
-        f"train_rows + val_rows + test_rows ({total}) must be at most what these bounds yield, {len(rows)} distinct"
+        f"train_rows and twice eval_rows ({total}) must be at most what these bounds yield, {len(rows)} distinct"
         f" rows in {count * TREES} trees: {', '.join(f'{name} {value}' for name, value in grammar._asdict().items())}"
     )
 
@@ -189,17 +229,17 @@ def _shards(grammar: Grammar, seed: int, workers: int) -> Iterator[list[Row]]:
 
 def _files(path: Path) -> dict[str, Path]:
     """The three files of a ListOps directory; of two copies in the release the nested one, which is the right one."""
-    names = [f"basic_{split}.tsv" for split in SPLITS]
+    names = ", ".join(FILES.values())
     for folder in (path / layout for layout in LAYOUTS):
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in FILES.values() if not (folder / name).is_file()]
         if not missing:
-            return {split: folder / name for split, name in zip(SPLITS, names, strict=True)}
-        if len(missing) < len(names):
-            raise FileNotFoundError(f"{folder} must hold {', '.join(names)}; it lacks {', '.join(missing)}")
+            return {split: folder / name for split, name in FILES.items()}
+        if len(missing) < len(FILES):
+            raise FileNotFoundError(f"{folder} must hold {names}; it lacks {', '.join(missing)}")
     told = ""
     if (path / "listops.train.pickle").is_file():
         told = "; it cannot be read from pickles, which do not hold what their numbers stand for"
-    raise FileNotFoundError(f"path ({path}) must hold {', '.join(names)}, itself or in {', '.join(LAYOUTS[1:])}{told}")
+    raise FileNotFoundError(f"path ({path}) must hold {names}, itself or in {', '.join(LAYOUTS[1:])}{told}")
 
 
 def _read(file: Path) -> list[Row]:
@@ -233,7 +273,7 @@ def _read_dump(dump: Dump, split: str) -> list[Row]:
     """The rows of a dump; round brackets and what ends a row are left out, and X is a closing bracket, too."""
     symbols = dictionary(dump)
     known = {number: SYMBOLS.get("]" if symbol == "X" else symbol) for number, symbol in symbols.items()}
-    known |= {number: 0 for number, symbol in symbols.items() if symbol in ("(", ")")} | {END: 0}
+    known |= {number: 0 for number, symbol in symbols.items() if symbol in ("(", ")")} | {DUMP_END: 0}
     rows = []
     for row in dump_rows(dump, split):
         tokens = [known.get(number) for number in row.inputs[0].tolist()]
@@ -246,7 +286,7 @@ def _read_dump(dump: Dump, split: str) -> list[Row]:
             raise ValueError(f"{row.place}: must be one operator with its arguments and every bracket closed, and its "
                              f"class ({row.label}) a digit 0-9")  # fmt: skip
         rows.append((made, row.label))
-    check_count(dump, split, len(rows), LRA_ROWS[split])
+    check_count(dump, split, len(rows), ALL[split])
     return rows
 
 

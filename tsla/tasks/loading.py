@@ -170,20 +170,21 @@ def _flat(values: list[Any]) -> list[Any]:
 class LengthBatches:
     """Batches of row indices: a batch sampler whose every order is a function of (seed, epoch).
 
-    Rows are sorted by length bucket, ties in random order, and cut wherever rows x longest would pass the budget; then
+    Rows are sorted by length bucket, ties in random order, and cut wherever they would pass a limit of a batch; then
     the batches are shuffled. The cuts do not depend on the epoch, so every epoch has the same number of batches.
 
     Args:
         lengths: tokens of each row.
         batch_tokens: budget of a batch, padding included; a single longer row is a batch of its own.
+        batch_rows: most rows of a batch; None: as many as the budget allows.
         seed: of the order; None keeps rows sorted and batches unshuffled, as evaluation wants.
         rank, world: this process and their number; process r takes every world-th batch.
         drop_uneven: leave out the last batches so that all processes take the same number, as training needs.
     """
 
     def __init__(
-        self, lengths: NDArray[np.int64], batch_tokens: int, *, seed: int | None, rank: int = 0, world: int = 1,
-        drop_uneven: bool = False,
+        self, lengths: NDArray[np.int64], batch_tokens: int, *, batch_rows: int | None = None, seed: int | None,
+        rank: int = 0, world: int = 1, drop_uneven: bool = False,
     ) -> None:  # fmt: skip
         step = max(1, int(lengths.max(initial=1)) // BUCKETS)
         self.bucket = -(-lengths // step)
@@ -193,7 +194,8 @@ class LengthBatches:
         widest = np.sort(self.bucket, kind="stable") * step
         cuts, start = [0], 0
         for row, width in enumerate(np.minimum(widest, lengths.max(initial=1))):
-            if row > start and (row - start + 1) * width > batch_tokens:
+            count = row - start + 1  # with this row
+            if row > start and (count * width > batch_tokens or count > (batch_rows or count)):
                 start = row
                 cuts.append(row)
         self.cuts = [*cuts, len(lengths)] if len(lengths) else [0]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from huggingface_hub import snapshot_download
 from sklearn.model_selection import train_test_split
 
 from tsla.tasks.dumps import Dump, check_count, dump_bytes, dump_rows
@@ -21,7 +20,6 @@ from tsla.tasks.text_sources import read_tables
 
 AAN_FILES = {"train": "new_aan_pairs.train.tsv", "val": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
 AAN_ROWS = {"train": 147_086, "val": 18_090, "test": 17_437}
-AAN_HUB = "OpenNLPLab/lra"
 AAN_FOLDERS = ("", "tsv_data", "lra_release/lra_release/tsv_data", "lra_release/tsv_data", "aan", "AAN")
 LEAST_BYTES = 1024  # of a document that is halved
 VAL_FRACTION = 0.1  # of documents that train
@@ -58,28 +56,6 @@ def aan_files(path: Path) -> dict[str, Path]:
     raise FileNotFoundError(
         f"path ({path}) must hold {', '.join(AAN_FILES.values())}, itself or in {', '.join(AAN_FOLDERS[1:])}"
     )
-
-
-def fetch_aan(hub_id: str, revision: str | None, scratch: Path) -> dict[str, Path]:
-    """The file of each split, as a data set of the Hub has them in any of its folders, fetched into `scratch`.
-
-    Raises:
-        Unavailable: the Hub does not give them.
-    """
-    # The files themselves and not load_dataset, whose CSV reader takes quotes and carriage returns for its own.
-    try:
-        root = snapshot_download(
-            hub_id, repo_type="dataset", revision=revision, allow_patterns=[f"*{name}" for name in AAN_FILES.values()],
-            local_dir=scratch,
-        )  # fmt: skip
-    except Exception as error:  # of the Hub, the network or the data set: to the reader, it cannot be had
-        told = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise Unavailable(f"the Hub does not give {hub_id} ({told})") from None
-    found = {split: sorted(Path(root).rglob(name)) for split, name in AAN_FILES.items()}
-    for split, files in found.items():
-        if len(files) != 1:
-            raise Unavailable(f"{hub_id} must hold {AAN_FILES[split]} once, in any folder, got {len(files)}")
-    return {split: files[0] for split, files in found.items()}
 
 
 def read_aan(file: Path, split: str, limit: int | None, *seed: int) -> Iterator[Pair]:

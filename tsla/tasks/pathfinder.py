@@ -5,8 +5,9 @@ How images are made is in `pathfinder_generator`, how a folder of Long Range Are
 
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -22,18 +23,23 @@ from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.dumps import Dump, DumpRow, count_rows, dump_pixels, dump_rows, find_dump
 from tsla.tasks.expected import Statistic
-from tsla.tasks.pathfinder_files import FOLDERS, Listing, find, listing, read_images, split_rows, state
+from tsla.tasks.packages import Unavailable
+from tsla.tasks.pathfinder_files import FOLDERS, find, from_hub, listing, read_hub, read_images, split_rows, state
 from tsla.tasks.pathfinder_generator import Generator, check_scene
 from tsla.tasks.pathfinder_statistics import ROWS, distances, statistics
+from tsla.tasks.sources import check_source
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 
 VERSION = 2  # of rows, files and reference lines: raised with any change to them
 SIZES = {"pathfinder": 32, "pathfinder_64": 64, "pathx": 128}  # pixels a side
 ALL = {"train": 160_000, "val": 20_000, "test": 20_000}  # rows, generated or in the release
-KINDS, SOURCES = ("tokens", "series"), ("offline", "lra")
+KINDS = ("tokens", "series")
 GREYS = 256
 PART = 2**20  # pixels in memory at a time
 LINEAR_ROWS, LINEAR_PIXELS = 5000, 2**23  # of the linear classifier, at most
+S4_GREY = (0.0, 255.0)  # mean and deviation by which S4 standardises: grey values from 0 to 1
+WAYS = ("Three ways to the images: source=lra path=FOLDER, where the folder is an unpacked lra_release; source=hub "
+        "hub_id=NAME, with a network; source=offline, which generates them")  # fmt: skip
 PENALTY = 50.0  # of its squared weights, for pixels from 0 to 1
 
 
@@ -41,18 +47,23 @@ class Pathfinder:
     """Two classes of images, 1 where the markers are on the ends of one snake; satisfies `Task`.
 
     ``source="offline"`` generates them, with the numbers of Long Range Arena: the same options and `seed` give the same
-    rows for every number of `workers`. ``source="lra"`` reads `path`, a folder of the release, with the split of S4.
-    Either is done on first use, into a folder under `cache_dir`.
+    rows for every number of `workers`. ``source="lra"`` reads `path`, a folder of the release, and ``source="hub"`` the
+    columns image and label of a data set. All is done on first use, into a folder under `cache_dir`.
 
     Args:
         name: one of `SIZES`, which says how large images are. The spec's name adds what is not as in the release:
-            the contour if it is not 14, and ``generated``, or ``own`` where a folder has another number of images.
-        contour: paddles of a snake: 6, 9 or 14, in larger images than 32 x 32 always 14.
+            the contour if it is not 14, and ``generated``, or ``own`` where there is another number of images.
+        contour: paddles of a snake: 6, 9 or 14, in larger images than 32 x 32 always 14. Of a data set of the Hub,
+            which does not say it, it is believed.
         kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
         seed: of generated rows.
         train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
-        source, path: see above. The folder may also be a dump (see `tsla.tasks.dumps`), whose split is given.
+        source, path, hub_id, hub_revision: see above. The folder may also be a dump (`tsla.tasks.dumps`), whose split
+            is given.
         allow_pickle: whether the dump may be one of pickles.
+        protocol: of images that are read. ``"default"`` splits them as S4 does, which most published figures have;
+            ``"lra"`` takes the first 80, the next 10 and the last 10 percent. ``"s4"`` is for ``kind="series"``: the
+            split of the default, and grey values from 0 to 1, where others are standardised by the training rows.
         cache_dir: where rows are kept.
         workers: threads that generate; None: one per core.
 
@@ -72,28 +83,34 @@ class Pathfinder:
         eval_rows: int | None = None,
         source: str = "offline",
         path: Path | str | None = None,
+        hub_id: str | None = None,
+        hub_revision: str | None = None,
         allow_pickle: bool = False,
+        protocol: str = "default",
         cache_dir: Path | str = Path("data"),
         workers: int | None = None,
     ) -> None:
-        for option, value, allowed in (("name", name, SIZES), ("kind", kind, KINDS), ("source", source, SOURCES)):
+        for option, value, allowed in (("name", name, SIZES), ("kind", kind, KINDS)):
             if value not in allowed:
                 raise ValueError(f"{option} ({value!r}) must be one of {', '.join(allowed)}")
         self.name, self.contour, self.kind, self.seed, self.size = name, contour, kind, seed, SIZES[name]
         self.rows = {"train": train_rows, "val": eval_rows, "test": eval_rows}
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.cache_dir = Path(cache_dir)
-        self._check(source, path)
+        self.source, self.protocol, self.hub_id, self.hub_revision = source, protocol, hub_id, hub_revision
+        self._check(path)
         self.dump = None if path is None else self._dump(Path(path), allow_pickle)
         self.files = None if path is None or self.dump else find(Path(path), self.size, contour)
-        self.generates = path is None
 
-    def _check(self, source: str, path: Path | str | None) -> None:
+    def _check(self, path: Path | str | None) -> None:
         check_scene(self.size, self.contour)
-        if (source == "lra") != (path is not None):
-            raise ValueError(f"path ({path}) must be given for source=lra, and for it alone; source is {source}")
-        if self.seed < 0 or (self.seed and path is not None):
-            raise ValueError(f"seed ({self.seed}) must be at least 0, and 0 for source=lra, whose split is fixed")
+        check_source(self.source, path, seed=self.seed, protocol=self.protocol)
+        if (self.source == "hub") != (self.hub_id is not None):
+            raise ValueError(f"hub_id ({self.hub_id}) must be given for source=hub, and for no other")
+        if self.seed and self.source != "offline":
+            raise ValueError(f"seed ({self.seed}) must be 0 for source={self.source}, whose split is fixed")
+        if self.protocol == "s4" and self.kind != "series":
+            raise ValueError("protocol ('s4') needs kind=series: of tokens it is the default")
         for split, option in (("train", "train_rows"), ("val", "eval_rows")):
             rows = self.rows[split]
             if rows is not None and not 1 <= rows <= ALL[split]:
@@ -106,6 +123,8 @@ class Pathfinder:
         found = find_dump(path, stem, allow_pickle=allow_pickle)
         if found is not None and found.layout == "mega" and self.contour != 14:
             raise ValueError(f"contour ({self.contour}) must be 14 for the dump of mega in path ({path})")
+        if found is not None and self.protocol == "lra":
+            raise ValueError(f"protocol ('lra') must be another for the dump in path ({path}), whose split is given")
         return found
 
     @property
@@ -121,7 +140,7 @@ class Pathfinder:
         yield self.name
         if self.contour != 14:
             yield str(self.contour)
-        if self.generates:
+        if self.source == "offline":
             yield "generated"
         elif self.manifest["images"] != sum(ALL.values()):
             yield "own"
@@ -157,20 +176,25 @@ class Pathfinder:
         if self.files is not None:
             source = {"path": str(self.files.resolve()), "files": state(self.files)}
         if self.dump is not None:
-            source = self.dump.key
+            source = {**self.dump.key}
+        if self.source == "hub":
+            source = {"hub": [self.hub_id, self.hub_revision]}
+        if self.protocol != "default":
+            source["protocol"] = self.protocol
         key = {"version": VERSION, "contour": self.contour, "kind": self.kind, "rows": self.rows, **source}
         return cached(self.cache_dir, self.name, key, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
-        source = self._source()
+        source = self._generated() if self.source == "offline" else self._given(folder / "fetched")
         rows = {split: self._rows(split, source.available[split]) for split in SPLITS}
         seen = {split: _Seen(LINEAR_PIXELS // self.size**2) for split in SPLITS}
         for split in SPLITS:
             save_split(folder, split, self._parts(source, split, rows[split], seen[split]))
         labels = {split: np.concatenate(seen[split].labels) for split in SPLITS}
         lengths = {split: np.full(rows[split], self.size**2) for split in SPLITS}
-        mean, std = seen["train"].grey()
+        shutil.rmtree(folder / "fetched", ignore_errors=True)
+        mean, std = S4_GREY if self.protocol == "s4" else seen["train"].grey()
         manifest = {"task": self.name, "contour": self.contour, **source.facts(), **describe(lengths, labels, 2)}
         manifest |= {"mean": mean, "std": std, "references": _references(seen["train"], seen["test"])}
         write_manifest(folder, manifest | {"seconds": round(time.perf_counter() - started, 2)})
@@ -182,11 +206,7 @@ class Pathfinder:
             raise ValueError(f"{option} ({asked}) must be at most the rows of the {split} split, {available}")
         return available if asked is None else asked
 
-    def _source(self) -> "_Source":
-        if self.dump is not None:
-            return _Dumped(self.dump, self.size)
-        if self.files is not None:
-            return _Read(listing(self.files, self.contour), self.size)
+    def _generated(self) -> "_Generated":
         try:
             generators = {
                 split: Generator(self.size, self.contour, (self.seed, place)) for place, split in enumerate(SPLITS)
@@ -196,6 +216,23 @@ class Pathfinder:
                               "compiler (CXX names one), or read images of your own: task.source=lra task.path=FOLDER"
                               ) from None  # fmt: skip
         return _Generated(generators, self.workers)
+
+    def _given(self, scratch: Path) -> "_Read | _Dumped":
+        if self.dump is not None:
+            return _Dumped(self.dump, self.size)
+        if self.files is not None:
+            found = listing(self.files, self.contour)
+            rows = split_rows(len(found.files), self.protocol)
+            facts = {"source": str(found.folder), "images": len(found.files) + found.empty, "empty": found.empty}
+            return _Read(lambda chosen: (read_images(found, chosen, self.size), found.labels[chosen]), rows, facts)
+        assert self.hub_id is not None
+        try:
+            data = from_hub(self.hub_id, self.hub_revision, scratch)
+        except Unavailable as error:
+            raise Unavailable(f"{error}. {WAYS}") from None
+        labels, facts = np.array(data["label"][:], np.uint8), {"source": self.hub_id, "images": len(data)}
+        return _Read(lambda chosen: (read_hub(data, chosen, self.size), labels[chosen]),
+                     split_rows(len(data), self.protocol), facts)  # fmt: skip
 
     def _parts(self, source: "_Source", split: str, rows: int, seen: "_Seen") -> Iterator[Columns]:
         step = max(1, PART // self.size**2)
@@ -210,6 +247,7 @@ class Pathfinder:
 
 
 Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (n, size, size), and their labels
+Rows = NDArray[np.int64]  # of which the places are meant
 
 
 class _Generated:
@@ -230,19 +268,17 @@ class _Generated:
 
 
 class _Read:
-    """Images of a folder."""
+    """Images that lie somewhere: `take` reads some of them."""
 
-    def __init__(self, found: Listing, size: int) -> None:
-        self.found, self.size, self.rows = found, size, split_rows(len(found.files))
-        self.available = {split: len(rows) for split, rows in self.rows.items()}
+    def __init__(self, take: Callable[[Rows], Part], rows: Mapping[str, Rows], facts: dict[str, Any]) -> None:
+        self.take, self.rows, self.found = take, rows, facts
+        self.available = {split: len(own) for split, own in rows.items()}
 
     def read(self, split: str, first: int, count: int) -> Part:
-        rows = self.rows[split][first : first + count]
-        return read_images(self.found, rows, self.size), self.found.labels[rows]
+        return self.take(self.rows[split][first : first + count])
 
     def facts(self) -> dict[str, Any]:
-        files = len(self.found.files)
-        return {"source": str(self.found.folder), "images": files + self.found.empty, "empty": self.found.empty}
+        return self.found
 
 
 class _Dumped:

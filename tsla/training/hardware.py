@@ -1,5 +1,6 @@
 """The hardware a config asks for, and whether it is here: told before any work is done."""
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -15,6 +16,15 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator not in ("auto", "cpu", found.type):
         raise ValueError(f"trainer.accelerator ({accelerator}) is not on this machine, which has {found.type}")
     return torch.device("cpu") if accelerator == "cpu" else found
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that a device has in all; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def check_hardware(accelerator: str, *, devices: int, precision: str, compiled: bool) -> torch.device:

@@ -1,4 +1,4 @@
-"""AdamW over sensible parameter groups, with linear warm-up and cosine decay."""
+"""AdamW over sensible parameter groups, with linear warm-up and a decay."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,11 @@ from torch import nn
 
 
 class OptimSettings(NamedTuple):
-    """lr: peak;  final_lr: fraction of it at the end;  warmup_steps: optimiser steps;  clip_norm: 0 = none."""
+    """How weights are changed.
+
+    lr: peak;  final_lr: fraction of it at the end;  warmup_steps: optimiser steps;  clip_norm: 0 = none;  decay:
+    ``"cosine"``, or ``"rsqrt"``, by the root of all steps, with the peak where warm-up ends.
+    """
 
     lr: float
     final_lr: float
@@ -18,6 +22,7 @@ class OptimSettings(NamedTuple):
     beta1: float
     beta2: float
     clip_norm: float
+    decay: str = "cosine"
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
@@ -36,10 +41,12 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Ada
 
 
 def schedule(settings: OptimSettings, progress: Callable[[], float]) -> Callable[[int], float]:
-    """Factor of the peak learning rate after `step` steps: linear warm-up times cosine decay over `progress`."""
+    """Factor of the peak learning rate after `step` steps: linear warm-up times a decay, cosine over `progress`."""
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+        if settings.decay == "rsqrt":
+            return warm * math.sqrt((settings.warmup_steps + 1) / max(step + 1, settings.warmup_steps + 1))
         decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress())))
         return warm * (settings.final_lr + (1 - settings.final_lr) * decay)
 
