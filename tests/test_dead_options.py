@@ -100,6 +100,7 @@ CASES: dict[str, dict[str, Case]] = {
         "short_conv": Case(model, ("0", "1", "4")),
         "conv_embedding": Case(model, ("false", "true")),
         "embedding_scale": Case(model, ("false", "true")),
+        "loops": Case(model, ("1", "2", "3")),
         "norm": Case(model, ("layer", "srms", "rms"), (), "model.norm ('rms') must be one of layer, srms"),
         "feed_forward": Case(model, ("gelu", "swiglu", "sglu")),
         "feed_forward_mult": Case(model, ("2", "4")),

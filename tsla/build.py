@@ -128,7 +128,7 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
         causal=model.causal, positions=model.positions, max_length=spec.max_length, norm=model.norm,
         feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv,
         conv_embedding=model.conv_embedding, embedding_scale=model.embedding_scale, dropout=model.dropout,
-        gradient_checkpointing=model.gradient_checkpointing,
+        loops=model.loops, gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":
         return TokenClassifier(encoder, num_classes=spec.outputs, dropout=model.dropout)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from tsla.mixers import Mixed, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.models import Encoder, SequenceClassifier, SRMSNorm, VisionTransformer
+from tsla.models.account import account, example_input
 from tsla.models.embedding import ConvEmbedding
 from tsla.models.encoder import Positions, sinusoids
+from tsla.models.summary import summarise
 
 DIM = 8
 
@@ -132,6 +134,34 @@ def test_each_layer_has_the_mixer_made_for_it():
     assert kinds == [TaylorAttention, WindowAttention] * 2
     assert [block.mixer.window for block in encoder.blocks[1::2]] == [1, 3]
     assert [block.mixer.order for block in encoder.blocks[::2]] == [0, 4]
+
+
+def test_loops_are_layers_that_share_weights():
+    """As a deeper encoder whose later blocks are the first ones once more; at no more weights."""
+    looped = Encoder(vocab_size=11, dim=DIM, depth=2, heads=2, loops=3, dropout=0.1)
+    deep = Encoder(vocab_size=11, dim=DIM, depth=6, heads=2, dropout=0.1)
+    deep.load_state_dict(looped.state_dict() | {
+        name: looped.state_dict()[f"blocks.{int(number) % 2}.{rest}"]
+        for name in deep.state_dict() if name.startswith("blocks.")
+        for _, number, rest in [name.split(".", 2)]
+    })  # fmt: skip
+    ids, mask = torch.randint(11, (2, 9)), torch.arange(9) < torch.tensor([[9], [4]])
+    outputs, gradients = [], []
+    for model in (looped, deep):
+        torch.manual_seed(1)
+        outputs.append(model(ids, mask))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), model.embedding.weight)[0])
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(*gradients)
+    one, three = (account(SequenceClassifier(x, num_classes=3), 9) for x in (
+        Encoder(vocab_size=11, dim=DIM, depth=2, heads=2), looped,
+    ))  # fmt: skip
+    assert one.parameters == three.parameters and three.state_bytes == 3 * one.state_bytes
+    assert 2.9 < three.flops_per_token / one.flops_per_token < 3.1
+    parts = [part.name for part in summarise(looped, example_input(9, None))]
+    assert len(parts) == len(set(parts))
+    with pytest.raises(ValueError, match=r"loops \(0\) must be at least 1"):
+        Encoder(vocab_size=11, dim=DIM, depth=2, loops=0)
 
 
 def test_the_default_mixer_takes_heads_and_rotary():

@@ -31,6 +31,7 @@ class EncoderConfig:
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
     conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
     embedding_scale: bool = option(False, "multiply embeddings by sqrt(dim), before positions are added")
+    loops: int = option(1, "how often the blocks are gone through, with the same weights", low=1)
     norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
     feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)

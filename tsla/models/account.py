@@ -43,7 +43,7 @@ def account(model: nn.Module, length: int, *, channels: int | None = None) -> Ac
     return Account(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops_per_token=counter.get_total_flops() / (length * len(given)),
-        state_bytes=sum(m.state_bytes(max(seen)) for m, seen in lengths if seen),
+        state_bytes=sum(m.state_bytes(tokens) for m, seen in lengths for tokens in seen),  # in every loop its own
     )
 
 

@@ -38,6 +38,7 @@ class Encoder(nn.Module):
         embedding_scale: multiply embeddings by sqrt(dim), before positions are added. Those of tokens are drawn with a
             standard deviation of dim^-0.5, so that the numbers of a scaled vector have one of 1.
         dropout: on the embedding and on what each block adds.
+        loops: how often all blocks are gone through, with the same weights (arXiv 1807.03819).
         gradient_checkpointing: keep only the blocks' inputs for the backward pass and run the blocks again there.
 
     Raises:
@@ -49,17 +50,19 @@ class Encoder(nn.Module):
         heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
         positions: str = "none", max_length: int | None = None, grid: tuple[int, int] | None = None,
         norm: str = "layer", feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0,
-        conv_embedding: bool = False, embedding_scale: bool = False, dropout: float = 0.0,
+        conv_embedding: bool = False, embedding_scale: bool = False, dropout: float = 0.0, loops: int = 1,
         gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if (vocab_size is None) == (input_dim is None):
             raise ValueError(f"give vocab_size ({vocab_size}) or input_dim ({input_dim}), and not both")
-        if depth < 1:
-            raise ValueError(f"depth ({depth}) must be at least 1")
+        for name, value in (("depth", depth), ("loops", loops)):
+            if value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1")
         if heads is not None and mixer is not None:
             raise ValueError(f"heads ({heads}) belongs to the default mixer: give it to the mixers you make instead")
         self.dim, self.causal, self.grid, self.gradient_checkpointing = dim, causal, grid, gradient_checkpointing
+        self.loops = loops
         self.positions = Positions(positions, dim, max_length, grid)
         mixers = [
             TaylorAttention(dim, heads=heads or 8, causal=causal, rotary=positions == "rotary", dropout=dropout)
@@ -115,7 +118,7 @@ class Encoder(nn.Module):
         """The blocks and the last norm on embedded tokens; and the sum of the losses that mixers add, or None."""
         side: Tensor | None = None
         aux: Tensor | None = None
-        for block in self.blocks:
+        for block in [*self.blocks] * self.loops:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, side, more = checkpoint(block, x, mask, side, cu_seqlens, use_reentrant=False)
             else:

@@ -28,6 +28,8 @@ def summarise(model: nn.Module, example: Tensor) -> list[Part]:
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
         def seen(module: nn.Module, arguments: object, output: object) -> None:
+            if any(part.name == name for part in parts):  # in a loop
+                return
             first = output[0] if isinstance(output, tuple) else output
             parts.append(Part(name, type(module).__name__, count, tuple(first.shape) if torch.is_tensor(first) else ()))
 
