@@ -142,6 +142,7 @@ TASKS: dict[str, dict[str, Case]] = {
         "hub_id": Case(data, ("OpenNLPLab/lra", "x"), ROWS, "task.hub_id (x) needs task.source=hub, got offline"),
         "hub_revision": Case(data, ("null", "x"), ROWS, "task.hub_revision (x) needs task.source=hub"),
         "protocol": Case(data, ("default", "lra", "s4"), LONG_ROWS),
+        "supervision": Case(data, ("root", "dense"), ROWS),
     },
     "MqarConfig": {
         "name": Case(data, ("mqar", "mqar_mix"), MQAR),

@@ -15,10 +15,10 @@ from datasets import List, Value
 from listops_cases import FILES, binary, expressions, ids, rows, small, task, write_files
 
 from tsla.tasks import sources
-from tsla.tasks.base import TaskSpec
+from tsla.tasks.base import IGNORE, TaskSpec
 from tsla.tasks.encoding import decode, encode
 from tsla.tasks.listops import ListOps, evaluate
-from tsla.tasks.listops_grammar import TREES, Grammar, shard
+from tsla.tasks.listops_grammar import CLOSER, OPENER, TREES, Grammar, closings, shard
 from tsla.tasks.listops_references import reference_lines
 from tsla.tasks.packages import Unavailable
 
@@ -34,10 +34,46 @@ def test_splits_and_storage(tmp_path, capfd):
     assert all(20 < len(tokens) < 100 for tokens in everything)
     assert all(evaluate(tokens) == label for split in splits.values() for tokens, label in split)
     features = source.split("train").features
-    assert features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
-    assert source.split("train").column_names == ["input_ids", "label"]
+    assert features == {"input_ids": List(Value("uint8")), "label": Value("int64"), "depth": Value("int64")}
+    assert source.split("train").column_names == ["input_ids", "label", "depth"]
     assert source.spec == TaskSpec("listops_short", "listops", "class", 10, max(map(len, everything)), 21)
     assert capfd.readouterr() == ("", ""), "no progress bars"
+
+
+@pytest.mark.parametrize("protocol", ["default", "s4"])
+def test_dense_supervision_has_the_value_of_every_sub_tree(tmp_path, protocol):
+    """At its closing bracket, as `evaluate` finds it for the tokens from its own opener on."""
+    few = {"train_rows": 30, "eval_rows": 5, "protocol": protocol}
+    few |= {"name": "listops", "min_length": 20, "max_length": 100} if protocol == "s4" else {}
+    whole, dense = task(tmp_path, **few), task(tmp_path, **few, supervision="dense")
+    assert dense.spec.name == f"{whole.spec.name}_dense" and dense.spec.target == "tokens" and dense.spec.final
+    assert dense.manifest["references"] == whole.manifest["references"] and dense.folder != whole.folder
+    for row, plain in zip(dense.split("train"), whole.split("train"), strict=True):
+        tokens, targets, depths = row["input_ids"], row["label"], iter(row["depth"])
+        assert tokens == plain["input_ids"] and len(targets) == len(tokens)
+        opened = []
+        for place, token in enumerate(tokens):
+            if OPENER <= token < CLOSER:
+                opened.append(place)
+            if token == CLOSER:
+                part = tokens[opened.pop() : place + 1]
+                assert targets[place] == evaluate(part)
+                nested = [(t >= OPENER) - 2 * (t == CLOSER) for t in part]
+                assert next(depths) == max(sum(nested[: end + 1]) for end in range(len(nested)))
+            else:
+                assert targets[place] == IGNORE
+        assert [target for target in targets if target != IGNORE][-1] == plain["label"]
+        assert max(row["depth"]) == plain["depth"] == row["depth"][-1]
+    assert dense.statistics() == whole.statistics()
+    with pytest.raises(ValueError, match=r"supervision \('some'\) must be one of root, dense"):
+        task(tmp_path, supervision="some")
+
+
+def test_closing_brackets():
+    tokens = ids("[MAX 4 [MIN 2 9 ] 7 ]")
+    assert closings(tokens) == [(5, 2, 1), (7, 7, 2)]
+    with pytest.raises(ValueError, match="1 open operators"):
+        closings(tokens[:-1])
 
 
 def test_manifest(tmp_path):
@@ -163,7 +199,8 @@ def test_files_round_trip(tmp_path):
     source = own(tmp_path / "cache", write_files(tmp_path / "listops-1000", FILES), max_length=1)
     assert {name: rows(source, name) for name in FILES} == FILES
     assert source.spec == TaskSpec("listops", "listops", "class", 10, 13, 21)
-    assert source.split("test").features == {"input_ids": List(Value("uint8")), "label": Value("int64")}
+    columns = {"input_ids": List(Value("uint8")), "label": Value("int64"), "depth": Value("int64")}
+    assert source.split("test").features == columns
     assert "acceptance" not in source.manifest
     assert source.manifest["rows"] == {"train": 4, "val": 1, "test": 2}
     assert set(source.references()) == set(reference_lines(FILES["train"], FILES["test"]))

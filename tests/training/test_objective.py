@@ -117,6 +117,18 @@ def test_tokens_are_scored_where_there_is_a_target_and_rows_count_alike():
     assert scores(objective, found)["accuracy"] == pytest.approx(float(right[0].sum() / 3 + right[1, 0]) / 2)
 
 
+def test_of_final_tokens_the_last_of_each_row_is_its_answer():
+    """The loss is that of all of them."""
+    spec = runs.spec(outputs=5, target="tokens")
+    every, last = Objective(spec), Objective(spec._replace(final=True))
+    targets = torch.tensor([0, 1, 2, 3, 4, 0])
+    outputs = 9 * torch.nn.functional.one_hot(torch.tensor([0, 1, 0, 0, 4, 0]), 5).float()  # wrong at places 2 and 3
+    found = answers(outputs, targets, torch.tensor([0, 0, 0, 2, 2, 5]))
+    assert scores(last, found)["accuracy"] == pytest.approx(2 / 3)
+    assert scores(every, found)["accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    torch.testing.assert_close(last.loss(found), every.loss(found))
+
+
 def test_packed_tokens_belong_to_their_rows():
     objective = Objective(runs.spec(outputs=5, target="tokens"))
     targets = torch.tensor([[IGNORE, 1, 2, IGNORE, 0, 4]])

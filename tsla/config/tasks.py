@@ -55,6 +55,8 @@ class ListOpsConfig(SourcedConfig):
     max_depth: int = option(10, "depth at which every node is a digit; the root has depth 1", low=2)
     max_args: int = option(10, "most arguments of an operator", low=2)
     hub_id: str | None = option(LRA_HUB, "for source=hub: a data set that holds basic_{train,val,test}.tsv")
+    supervision: str = option("root", "what is learnt: the value of the whole, or, at every closing bracket, of what "
+                              "it closes", choices=("root", "dense"))  # fmt: skip
     train_rows: int | None = option(None, "rows of the training split; null: all, or 96000 generated", low=1)
     eval_rows: int | None = option(None, "rows of validation and of test; null: all, or 2000 generated, and 10000 "
                                    "to test listops_short", low=1)  # fmt: skip

@@ -238,6 +238,7 @@ def _model(config: Config) -> Iterator[str]:
     if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig) and not model.causal:
         yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
     scores_tokens = isinstance(config.task, MqarConfig | InductionConfig | SelectiveCopyConfig)
+    scores_tokens |= isinstance(config.task, ListOpsConfig) and config.task.supervision == "dense"
     if scores_tokens and model.pool != "mean" and not isinstance(model, VisionConfig):
         yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
     if len(model.layers) > model.depth:

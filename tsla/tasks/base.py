@@ -29,6 +29,7 @@ class TaskSpec(NamedTuple):
     pairs: of a row of two inputs, from which vectors a and b of the two its class is told: ``"concat"``, [a, b], or
         ``"nli"``, [a, b, a - b, a b]; empty for a row of one input.
     end: the id that ends every row; 0 if none does.
+    final: of a row's scored tokens the last is its answer, for which the others are trained as well.
     alphabet: the characters that have ids of their own, in the order of these.
     input_mean, input_std: of each channel; target_mean, target_std: of each number, of the training split.
     """
@@ -49,6 +50,7 @@ class TaskSpec(NamedTuple):
     pairs: str = ""
     end: int = 0
     alphabet: str = ""
+    final: bool = False
 
 
 def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
@@ -68,6 +70,9 @@ def parse_spec(data: object, problems: list[str]) -> TaskSpec | None:
         elif name in ("name", "alphabet"):
             if not isinstance(value, str):
                 problems.append(f"task.{name} ({value!r}) must be a text")
+        elif name == "final":
+            if not isinstance(value, bool):
+                problems.append(f"task.final ({value!r}) must be true or false")
         elif name == "end":
             if type(value) is not int or value < 0:
                 problems.append(f"task.end ({value!r}) must be a whole number of at least 0")

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
-from tsla.tasks.base import SPLITS, TaskSpec
+from tsla.tasks.base import IGNORE, SPLITS, TaskSpec
 from tsla.tasks.cache import cached
 from tsla.tasks.dumps import END as DUMP_END
 from tsla.tasks.dumps import Dump, check_count, dictionary, dump_rows, find_dump
@@ -30,6 +31,7 @@ from tsla.tasks.listops_grammar import (
     TREES,
     Grammar,
     Row,
+    closings,
     evaluate,
     shard,
     to_text,
@@ -38,17 +40,20 @@ from tsla.tasks.listops_references import reference_lines
 from tsla.tasks.listops_statistics import ROWS, statistics
 from tsla.tasks.packages import Unavailable
 from tsla.tasks.sources import LRA_HUB, check_source, fetch_files, first_rows, split_limits, stamps
-from tsla.tasks.store import describe, load_split, read_manifest, save_split, write_manifest
+from tsla.tasks.store import Columns, describe, load_split, read_manifest, save_split, write_manifest
+
+Ids = NDArray[np.uint8]
 
 __all__ = ["ListOps", "evaluate", "to_text"]
 
-VERSION = 2  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
+VERSION = 3  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
 PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
 SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
 END = TOKENS.index("<eos>")
 FILES = {split: f"basic_{split}.tsv" for split in SPLITS}
 ALL = {"train": 96_000, "val": 2_000, "test": 2_000}  # rows of the release
 TEST_ROWS = {"listops_short": 10_000}  # of short rows, which cost little, more are generated
+SUPERVISIONS = ("root", "dense")
 LENGTHS = {"lra": 2_000, "s4": 2_048}  # tokens that a protocol's models are built for
 WAYS = ("Three ways to ListOps: source=lra path=FOLDER, where the folder is an unpacked lra_release; source=hub, with "
         "a network; source=offline, which generates it")  # fmt: skip
@@ -73,6 +78,9 @@ class ListOps:
         path: the folder for ``lra``, or the one in which the unpacked release has it; or a dump of lines of numbers
             with its dictionary, see `tsla.tasks.dumps`.
         hub_id, hub_revision: a data set of the Hub that holds the files.
+        supervision: ``"root"``, a class for each row, its value; or ``"dense"``, a class at every closing bracket, the
+            value of what it closes, the last of which is the row's. The spec's name then ends in ``dense``: figures
+            with such help do not stand beside others.
         protocol: of ``listops``. With ``"default"`` a model is built for the longest row there is. Others build it for
             a published length and refuse files that have not as many rows as the release: ``"lra"``, 2000 tokens;
             ``"s4"``, 2048, and every row ends in an end token.
@@ -88,13 +96,16 @@ class ListOps:
         self, *, name: str = "listops", min_length: int = 500, max_length: int = 2000, max_depth: int = 10,
         max_args: int = 10, train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
         source: str = "offline", path: Path | str | None = None, hub_id: str = LRA_HUB,
-        hub_revision: str | None = None, protocol: str = "default", cache_dir: Path | str = Path("data"),
-        workers: int | None = None,
+        hub_revision: str | None = None, supervision: str = "root", protocol: str = "default",
+        cache_dir: Path | str = Path("data"), workers: int | None = None,
     ) -> None:  # fmt: skip
         check_source(source, path, seed=seed, protocol=protocol, stands_in=False)
         if name != "listops" and (protocol != "default" or source != "offline"):
             raise ValueError(f"name ({name!r}) must be listops for source={source} and protocol={protocol}")
+        if supervision not in SUPERVISIONS:
+            raise ValueError(f"supervision ({supervision!r}) must be one of {', '.join(SUPERVISIONS)}")
         self.name, self.seed, self.source, self.protocol = name, seed, source, protocol
+        self.dense = supervision == "dense"
         self.grammar = Grammar(min_length, max_length, max_depth, max_args)
         self.limits = split_limits(train_rows, eval_rows)
         self.dump = None if path is None else find_dump(Path(path).expanduser(), "", allow_pickle=False)
@@ -116,8 +127,11 @@ class ListOps:
     @property
     def spec(self) -> TaskSpec:
         longest = max(self.manifest["length"]["max"], LENGTHS.get(self.protocol, 0))
-        return TaskSpec(name=self.name, inputs="listops", target="class", outputs=10, max_length=longest,
-                        vocab_size=len(TOKENS), end=END if self.protocol == "s4" else 0)  # fmt: skip
+        return TaskSpec(
+            name=f"{self.name}_dense" if self.dense else self.name, inputs="listops", outputs=10, max_length=longest,
+            target="tokens" if self.dense else "class", vocab_size=len(TOKENS), final=self.dense,
+            end=END if self.protocol == "s4" else 0,
+        )  # fmt: skip
 
     def split(self, name: str) -> Dataset:
         return load_split(self.folder, name)
@@ -128,7 +142,10 @@ class ListOps:
     def statistics(self) -> list[Statistic]:
         """What some thousand training rows are like, beside what they should be."""
         data = self.split("train")[:ROWS]
-        rows = [(bytes(ids), label) for ids, label in zip(data["input_ids"], data["label"], strict=True)]
+        labels = data["label"]
+        if self.dense:  # the row's own is that of its last bracket
+            labels = [[label for label in row if label != IGNORE][-1] for row in labels]
+        rows = [(bytes(ids), label) for ids, label in zip(data["input_ids"], labels, strict=True)]
         return statistics(rows, self.grammar, self.manifest.get("acceptance"))
 
     @cached_property
@@ -151,6 +168,8 @@ class ListOps:
             source |= {"rows": self.limits, "seed": self.seed, "protocol": self.protocol}
         elif self.protocol == "s4":
             source["end"] = END
+        if self.dense:
+            source["supervision"] = "dense"
         return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
 
     def _build(self, folder: Path) -> None:
@@ -165,12 +184,15 @@ class ListOps:
             splits = self._read(folder / "fetched")
             if self.dump is not None:
                 manifest["layout"] = self.dump.layout
-        labels = {split: np.array([label for _, label in rows]) for split, rows in splits.items()}
-        end, lengths = bytes([END] * (self.protocol == "s4")), {}
+        end, lengths, labels = bytes([END] * (self.protocol == "s4")), {}, {}
         for split, rows in splits.items():
             tokens = [np.frombuffer(tokens + end, np.uint8) for tokens, _ in rows]
-            save_split(folder, split, [{"input_ids": tokens, "label": labels[split]}])
+            roots = np.array([label for _, label in rows])
+            targets = _dense(tokens) if self.dense else _roots(tokens, roots)
+            save_split(folder, split, [{"input_ids": tokens, **targets}])
             lengths[split] = np.array([len(row) for row in tokens])
+            scored = np.concatenate(targets["label"]) if self.dense else roots
+            labels[split] = scored[scored != IGNORE].astype(np.int64)
         manifest |= describe(lengths, labels, 10)
         manifest["references"] = reference_lines(splits["train"], splits["test"])
         manifest["seconds"] = round(time.perf_counter() - started, 2)
@@ -193,6 +215,23 @@ class ListOps:
             found[split] = [rows[at] for at in sorted(first_rows(len(rows), self.limits[split], self.seed, place))]
         shutil.rmtree(scratch, ignore_errors=True)
         return found
+
+
+def _roots(rows: Sequence[Ids], labels: NDArray[np.int64]) -> Columns:
+    """A label for each row; and as a slice its depth, operators on the longest way down."""
+    steps = [(row >= OPENER).astype(np.int64) - 2 * (row == CLOSER) for row in rows]
+    return {"label": labels, "depth": np.array([step.cumsum().max() for step in steps])}
+
+
+def _dense(rows: Sequence[Ids]) -> Columns:
+    """A label for each token, `IGNORE` but at closing brackets; and as a slice the depth of what each closes."""
+    targets, depths = [], []
+    for row in rows:
+        found = closings(row[row != END].tolist())
+        targets.append(np.full(len(row), IGNORE, np.int32))
+        targets[-1][[one.position for one in found]] = [one.value for one in found]
+        depths.append(np.array([one.depth for one in found], np.int32))
+    return {"label": targets, "depth": depths}
 
 
 def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[list[Row], float]:

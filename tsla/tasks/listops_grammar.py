@@ -26,26 +26,50 @@ Row = tuple[bytes, int]  # the token ids of an expression, and its value
 Array = NDArray[np.int64]
 
 
+class Closing(NamedTuple):
+    """A closing bracket: where it stands, the value of the operator that it closes, and how deep that one's tree is.
+
+    depth: operators on the longest way down, with this one.
+    """
+
+    position: int
+    value: int
+    depth: int
+
+
 def evaluate(tokens: Iterable[int]) -> int:
-    """The value of a token row, 0-9, by a stack; ValueError where it is not one complete expression."""
+    """The value of a token row, 0-9; ValueError where it is not one complete expression."""
+    return _evaluate(tokens)[0]
+
+
+def closings(tokens: Iterable[int]) -> list[Closing]:
+    """Every closing bracket of a token row, in order; the last is the root's. Errors as in `evaluate`."""
+    return _evaluate(tokens)[1]
+
+
+def _evaluate(tokens: Iterable[int]) -> tuple[int, list[Closing]]:
+    """By a stack."""
     arguments: list[list[int]] = [[]]
-    operators: list[int] = []
+    depths, operators = [0], list[int]()
+    found = []
     for position, token in enumerate(tokens):
         if DIGIT <= token < OPENER:
             arguments[-1].append(token - DIGIT)
         elif OPENER <= token < CLOSER:
             operators.append(token)
             arguments.append([])
+            depths.append(0)
         elif token == CLOSER and operators and arguments[-1]:
-            values = arguments.pop()
-            arguments[-1].append(_value(operators.pop(), values))
+            found.append(Closing(position, _value(operators.pop(), arguments.pop()), depths.pop() + 1))
+            arguments[-1].append(found[-1].value)
+            depths[-1] = max(depths[-1], found[-1].depth)
         elif token == CLOSER:
             raise ValueError(f"token {position} closes an operator without arguments, or none at all")
         else:
             raise ValueError(f"token {position} ({token}) must be one of {DIGIT}-{CLOSER}: a digit, an operator or ]")
     if operators or len(arguments[0]) != 1:
         raise ValueError(f"{len(operators)} open operators and {len(arguments[0])} values are left, not 0 and 1")
-    return arguments[0][0]
+    return arguments[0][0], found
 
 
 def _value(operator: int, values: list[int]) -> int:

@@ -44,7 +44,8 @@ class Objective:
     numbers   squared error, target       r2, mae (in the unit of the target)      r2
               standardised
     tokens    cross-entropy               accuracy: mean over rows of the share    accuracy
-                                          of their tokens that are right
+                                          of their tokens that are right, or of
+                                          their last one's if that is the answer
     ========  ==========================  =======================================  ========
 
     All monitored scores grow as a model gets better.
@@ -123,7 +124,8 @@ class Objective:
                     scale = self._std(outputs) if name == "mae" else 1.0
                     metric.update((outputs * scale).float(), (targets * scale).float())
             case _:
-                metrics.update((outputs.argmax(-1) == targets).float(), _shares(answers.rows))
+                weights = _last if self.spec.final else _shares
+                metrics.update((outputs.argmax(-1) == targets).float(), weights(answers.rows))
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """What outputs say: a class ``(items,)``, labels 0/1 or numbers in their unit ``(items, outputs)``."""
@@ -191,6 +193,11 @@ def plain(value: Tensor) -> float:
 def _shares(rows: Tensor) -> Tensor:
     """What each item counts for if all rows count alike, ``(items,)``: one over the items of its row; `rows` rise."""
     return 1 / (torch.searchsorted(rows, rows, right=True) - torch.searchsorted(rows, rows))
+
+
+def _last(rows: Tensor) -> Tensor:
+    """1 for the last item of each row, 0 for the others, ``(items,)``; `rows` rise."""
+    return (rows != torch.cat([rows[1:], rows.new_full((1,), -1)])).float()
 
 
 def row_means(values: Tensor, rows: Tensor) -> Tensor:
