@@ -53,7 +53,14 @@ def main(*arguments: str) -> int:
 def test_help(capsys, arguments):
     assert main(*arguments) == 0
     out = capsys.readouterr().out
-    for part in ("tsla train", "resume=RUN_DIR", "tsla eval", "tsla info", "--version"):
+    for part in (
+        "tsla train",
+        "resume=RUN_DIR",
+        "tsla eval",
+        "tsla info",
+        "bench attention|model|mixers|decode",
+        "--version",
+    ):
         assert part in out
 
 

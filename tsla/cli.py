@@ -39,7 +39,7 @@ tsla trains and compares transformers with linear-cost attention.
                                   trivial rules on them
   tsla data inspect PATH [key=value ...]
                                   what is in your files, and how to train on it
-  tsla bench attention|model|decode [key=value ...]
+  tsla bench attention|model|mixers|decode [key=value ...]
                                   time and memory beside torch's attention and
                                   the field's packages, after a check of each
   tsla bench crossover [key=value ...]

@@ -1,6 +1,7 @@
 """Dumps of Long Range Arena by others: their tasks, what is no row, and pickles that would run code."""
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,12 @@ def test_counts_are_those_of_the_release():
         ([{"input_ids_0": np.full(1024, 0.5), "label": 1}], "row 1: must be a dict of input_ids_0 and label, in whole"),
         ([{"input_ids_0": np.full(1024, 300), "label": 1}], "row 1: grey values must be 0 to 255, got 300 to 300"),
         ([[1, 2]], "row 1: must be a dict"),
+        ([{"input_ids_0": [2**70] * 1024, "label": 1}], "row 1: must be a dict of input_ids_0 and label, in whole"),
+        ([{"input_ids_0": [1] * 1024, "label": 2**70}], "row 1: must be a dict of input_ids_0 and label, in whole"),
+        ([{"input_ids_0": [1] * 1024, "label": float("nan")}], "row 1: must be a dict of input_ids_0 and label"),
+        ([{"input_ids_0": 1, "label": 1}], "row 1: must be a dict of input_ids_0 and label, in whole"),
+        ([{"input_ids_0": np.ones((1024, 1), int), "label": 1}], "row 1: must be a dict of input_ids_0 and label"),
+        ([{"input_ids_0": [1] * 1024, "input_ids_1": [1], "label": 1}], "row 1: must have one input, got 2"),
         ([{"input_ids_0": np.array([object()]), "label": 1}], "it asks for builtins.object, which is not allowed"),
         ([{"input_ids_0": np.array(["a"]), "label": 1}], "numbers of type 'U1', which must be one of b1,"),
     ],
@@ -240,6 +247,18 @@ def test_a_pickle_runs_nothing(call, protocol):
     assert not Path("made").exists()
     pickle.loads(content)
     assert Path("made").exists(), "the pickle must be one that does harm"
+
+
+@pytest.mark.parametrize("name", ["numpy ndarray", "numpy dtype", "numpy._core.multiarray scalar",
+                                  "numpy._core.numeric _frombuffer"])  # fmt: skip
+def test_a_pickle_changes_nothing_that_others_are_read_by(name):
+    module, own = name.split()
+    harm = f"c{module}\n{own}\n(N(dS'value'\ncnumpy\ndtype\nstb."  # the state of a class: its attribute `value`
+    Path("harm").write_bytes(harm.encode())
+    with suppress(Exception):
+        load_pickle(Path("harm"))
+    test_numbers_of_every_kind(np.float32(0.5))
+    test_numbers_of_every_kind(np.arange(6))
 
 
 @pytest.mark.parametrize("value", [np.arange(6, dtype=">i4").reshape(2, 3), np.float32(0.5), np.bool_(True), [1, "a"]])

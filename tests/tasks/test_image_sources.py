@@ -67,6 +67,7 @@ def test_idx_files_that_are_not_all_there(tmp_path):
         (cases.idx(cases.pixels(2, 3, 4))[:-1], "says that it holds 2 x 3 x 4 bytes, got 23"),
         (gzip.compress(cases.idx(cases.pixels(2, 3, 4)), mtime=0)[:-9], "is a damaged gzip file"),
         (b"\x1f\x8b no", "is a damaged gzip file"),
+        (gzip.compress(cases.idx(cases.pixels(2, 3, 4)), mtime=0)[:10] + b"\x07" * 20, "is a damaged gzip file"),
     ],
 )
 def test_damaged_idx_files(tmp_path, content, message):

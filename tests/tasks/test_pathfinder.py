@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -253,6 +255,30 @@ def damage(folder):
     (folder / "imgs" / "0" / "sample_0.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
 
 
+def resize(side):
+    """Makes an image say that it has so many pixels each way."""
+
+    def change(folder):
+        file = folder / "imgs" / "0" / "sample_0.png"
+        content = bytearray(file.read_bytes())
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        file.write_bytes(content)
+
+    return change
+
+
+def table(header):
+    """Makes a file of the metadata one of numpy's with that header."""
+
+    def change(folder):
+        header_bytes = header.encode().ljust(117) + b"\n"
+        start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header_bytes))
+        (folder / "metadata" / "0.npy").write_bytes(start + header_bytes + bytes(99))
+
+    return change
+
+
 def edit(name, old, new):
     def change(folder):
         file = folder / "metadata" / name
@@ -290,6 +316,11 @@ def numbers(folder):
          "zero.npy must have a number for a name"),
         (pickled, ValueError, "0.npy must be a table of texts: Object arrays cannot be loaded"),
         (numbers, ValueError, "0.npy must be a table of texts, got float64 of shape (3, 11)"),
+        (table("{'descr': '<U9', 'fortran_order': False, 'shape': (3, 11"), ValueError, "0.npy must be a table of"),
+        (table("{'descr': '<U9', 'fortran_order': False, 'shape': (999999999999999, 11), }"),
+         ValueError, "0.npy must be a table of texts"),
+        (resize(60_000), ValueError, "sample_0.png must be a PNG image"),
+        (resize(9_000), ValueError, "sample_0.png must have 32 x 32 pixels, got 9000 x 9000"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_not_whole(tmp_path, harm, error, message):
@@ -299,6 +330,12 @@ def test_a_folder_that_is_not_whole(tmp_path, harm, error, message):
         own(tmp_path / "own", tmp_path / "cache").split("train")
     assert message in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_other_files_beside_the_batches(tmp_path):
+    write(tmp_path / "own")
+    (tmp_path / "own" / "imgs" / ".DS_Store").write_bytes(b"x")
+    assert own(tmp_path / "own", tmp_path / "cache").manifest["images"] == 33
 
 
 def test_a_folder_without_images(tmp_path):

@@ -1,5 +1,7 @@
 """Rows on disk: what is written is read, part by part, mapped and not copied."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,35 @@ def test_parts_of_any_size_are_read_as_they_were_written(tmp_path):
 def test_a_split_is_one_of_three(tmp_path):
     with pytest.raises(ValueError, match=r"^split \('dev'\) must be one of train, val, test$"):
         load_split(tmp_path, "dev")
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def scramble_offsets(file):
+    """Makes the second row end far behind the file."""
+    content = file.read_bytes()
+    offsets = np.array([0, 3, 6, 9], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, np.array([0, 3, 2**30, 9], np.int32).tobytes()))
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b""), truncate, scramble_offsets])
+def test_a_damaged_split_says_what_to_remove(tmp_path, harm):
+    save_split(tmp_path, "val", [{"input_ids": [np.arange(3, dtype=np.uint8)] * 3, "label": np.arange(3)}])
+    assert len(load_split(tmp_path, "val")) == 3
+    harm(tmp_path / "val.arrow")
+    with pytest.raises(ValueError, match=r"val\.arrow is damaged \(.+\): remove .*, and its rows are made anew$"):
+        load_split(tmp_path, "val")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_text("{"), lambda file: file.write_text("[]")])
+def test_a_damaged_manifest_says_what_to_remove(tmp_path, harm):
+    write_manifest(tmp_path, {"rows": 3})
+    harm(tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged \(.+\): remove .*, and its rows are made anew$"):
+        read_manifest(tmp_path)
 
 
 def test_a_manifest_counts_rows_labels_and_lengths(tmp_path):

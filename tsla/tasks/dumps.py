@@ -98,12 +98,14 @@ def dump_rows(dump: Dump, split: str) -> Iterator[DumpRow]:
     for number, row in enumerate(_pickled(file), 1):
         place = f"{file}, row {number}"
         try:
-            inputs = [plain(row[name]) for name in ("input_ids_0", "input_ids_1")[: 1 + ("input_ids_1" in row)]]
-            yield DumpRow(tuple(_whole(ids) for ids in inputs), int(_whole(plain(row["label"])).reshape(())), place)
-        except (ValueError, TypeError, KeyError) as error:
+            names = ("input_ids_0", "input_ids_1")[: 1 + ("input_ids_1" in row)]
+            inputs = tuple(_whole(row[name], axes=1) for name in names)
+            label = int(_whole(row["label"], axes=0))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(
                 f"{place}: must be a dict of input_ids_0 and label, in whole numbers ({error!r})"
             ) from None
+        yield DumpRow(inputs, label, place)
 
 
 def count_rows(dump: Dump, split: str) -> int:
@@ -142,6 +144,8 @@ def dump_pixels(row: DumpRow, size: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: another number of pixels, or what is no grey value.
     """
+    if len(row.inputs) != 1:
+        raise ValueError(f"{row.place}: must have one input, got {len(row.inputs)}")
     (pixels,) = row.inputs
     if len(pixels) != size**2:
         raise ValueError(f"{row.place}: must have {size} x {size} pixels, got {len(pixels)}")
@@ -198,10 +202,11 @@ def _pickled(file: Path) -> list[Any]:
     return found
 
 
-def _whole(values: Any) -> NDArray[np.int64]:
-    """Whole numbers, of whatever type: labels come as fractions, too."""
-    found = np.asarray(values)
-    whole = found.astype(np.int64)
-    if not np.array_equal(whole, found):
-        raise ValueError(f"got {found.dtype} of other values")
+def _whole(values: object, axes: int) -> NDArray[np.int64]:
+    """Whole numbers of a pickle along so many axes, of whatever type: labels come as fractions, too."""
+    found = np.asarray(plain(values))
+    with np.errstate(invalid="ignore"):  # what is no number is unequal below
+        whole = found.astype(np.int64)
+    if found.ndim != axes or not np.array_equal(whole, found):
+        raise ValueError(f"got {found.dtype} of shape {found.shape} or other values")
     return whole

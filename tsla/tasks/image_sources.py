@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -175,7 +176,7 @@ def read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{file} is a damaged gzip file: {error}") from None
     start = 4 + 4 * axes
     if content[:4] != bytes([0, 0, 8, axes]) or len(content) < start:

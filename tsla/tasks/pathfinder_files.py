@@ -148,15 +148,14 @@ def _image(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         with Image.open(file, formats=["PNG"]) as image:
             return _grey(image, size, str(file))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} must be a PNG image: {error}") from None
 
 
 def _grey(image: Image.Image, size: int, place: str) -> NDArray[np.uint8]:
-    pixels = np.array(image.convert("L"))
-    if pixels.shape != (size, size):
-        raise ValueError(f"{place} must have {size} x {size} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
-    return pixels
+    if image.size != (size, size):  # told by the header: nothing large is decoded
+        raise ValueError(f"{place} must have {size} x {size} pixels, got {image.size[0]} x {image.size[1]}")
+    return np.array(image.convert("L"))
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -174,7 +173,7 @@ def _lines(file: Path, contour: int) -> list[tuple[str, int]]:
     if binary:
         try:
             table = np.load(file)  # never a pickle: that is its default
-        except ValueError as error:
+        except Exception as error:  # a damaged table can raise anything
             raise ValueError(f"{file} must be a table of texts: {error}") from None
         if table.ndim != 2 or table.dtype.kind not in "US":
             raise ValueError(f"{file} must be a table of texts, got {table.dtype} of shape {table.shape}")
@@ -201,7 +200,7 @@ def _line(fields: list[str], contour: int, place: str) -> tuple[str, int]:
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of each image."""
     found: dict[str, int] = {}
-    for batch in (folder / "imgs").iterdir():
+    for batch in (path for path in (folder / "imgs").iterdir() if path.is_dir()):
         with os.scandir(batch) as entries:
             found |= {f"imgs/{batch.name}/{entry.name}": entry.stat().st_size
                       for entry in entries if entry.name.endswith(".png")}  # fmt: skip

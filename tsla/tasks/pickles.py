@@ -1,7 +1,8 @@
 """Pickles of others, read without running what is in them: containers, texts, numbers and arrays of numbers.
 
 A pickle can run any code. Here it cannot: of all names it may only use those by which numpy writes arrays and numbers,
-and even these stand for the classes below, which keep what they are given and do nothing.
+and even these stand for the classes below, which keep what they are given and do nothing. Each has its `__setstate__`:
+of a class without one a pickle could set any attribute, and change how later pickles are read.
 """
 
 import pickle
@@ -58,6 +59,9 @@ class _Buffer:
         self.content = bytes(content) if isinstance(content, bytearray) else content
         self.kind, self.shape, self.by_columns = kind, shape, order != "C"
 
+    def __setstate__(self, _: object) -> None:
+        raise ValueError("an array of protocol 5 has no state")
+
     def value(self) -> NDArray[Any]:
         """As that of `_Array`."""
         array = _Array()
@@ -70,6 +74,9 @@ class _Number:
 
     def __init__(self, kind: object, content: object) -> None:
         self.kind, self.content = kind, content
+
+    def __setstate__(self, _: object) -> None:
+        raise ValueError("a number has no state")
 
     def value(self) -> Any:
         """The number, of Python."""

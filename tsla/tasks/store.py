@@ -52,10 +52,20 @@ def _cut(columns: Columns) -> Iterator[pa.RecordBatch]:
 
 
 def load_split(folder: Path, name: str) -> Dataset:
-    """A split that `save_split` wrote, mapped into memory."""
+    """A split that `save_split` wrote, mapped into memory.
+
+    Raises:
+        ValueError: another name, or a damaged file.
+    """
     if name not in SPLITS:
         raise ValueError(f"split ({name!r}) must be one of {', '.join(SPLITS)}")
-    return Dataset.from_file(str(folder / f"{name}.arrow"))
+    file = folder / f"{name}.arrow"
+    try:
+        data = Dataset.from_file(str(file))
+        data.data.validate(full=True)  # of bounds of rows alone; Arrow trusts them and would read behind the file
+    except Exception as error:  # a damaged file can raise anything
+        raise _damaged(file, error) from None
+    return data
 
 
 def describe(lengths: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[Any]], classes: int) -> dict[str, Any]:
@@ -80,6 +90,17 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    """What `write_manifest` wrote; ValueError if it is damaged."""
+    file = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from None
     return manifest
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    told = " ".join(str(error).split())
+    return ValueError(f"{file} is damaged ({told}): remove {file.parent}, and its rows are made anew")
