@@ -146,7 +146,7 @@ def test_the_result_has_every_field(trained):
     assert (result["task"], result["mixer"], result["experiment"], result["seed"]) == ("digits", "taylor", "digits", 3)
     assert result["steps"] == 12 and "model.dim=16" in result["command"]
     assert 0 <= result["metrics"]["test/accuracy"] <= 1 and result["metrics"]["val/accuracy"] > 0
-    assert set(result["references"]) == {"majority", "linear"}
+    assert set(result["references"]) == {"majority", "linear", "3-NN"}
     for name in ("params", "train_tokens_per_second", "peak_memory_bytes", "state_bytes", "seconds"):
         assert result[name] > 0
     assert result["params"] == sum(tensor.numel() for tensor in runs.weights(run).values())
