@@ -25,10 +25,16 @@ from tsla.tasks.pairs import AAN_FILES, AAN_ROWS
 from tsla.tasks.pathfinder import SIZES
 from tsla.tasks.text_sources import IMDB_NAMES, IMDB_ROWS
 
-LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)  # words of four, nearly all of them different
+LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)  # words, of four on average
 BYTES = {"retrieval": (4_000, 8_000), "text": (600, 2_000)}  # of a document
 IMAGES, BATCH, PICTURES = 200_000, 10_000, 20  # of Pathfinder: all, in a folder, different ones
 LISTOPS_COPIES = 100  # of each row
+ALL_OF_IT = {  # what experiments of these names leave out
+    "retrieval": ["max_length=4000"],
+    "text": ["max_length=4096"],
+    "pathfinder": ["contour=14", "train_rows=null", "eval_rows=null"],
+    "pathx": ["train_rows=null", "eval_rows=null"],
+}
 
 
 def texts(task: str, seed: int, count: int) -> list[bytes]:
@@ -114,7 +120,8 @@ def main() -> None:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             print(f"{size / 1e6:,.0f} MB of files", flush=True)
             options = ["source=lra", f"path={folder}", *options]
-        command = [sys.executable, "-m", "tsla.cli", "data", "prepare", task, *options, f"data_dir={name}/rows"]
+        options = [*ALL_OF_IT.get(task, ()), *options, f"data_dir={name}/rows"]
+        command = [sys.executable, "-m", "tsla.cli", "data", "prepare", task, *options]
         most, seconds = measure(command)
         print(f"{task}: {most:,} MiB at the peak, {seconds:.0f} s")
 
