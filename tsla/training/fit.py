@@ -54,11 +54,13 @@ class FitSettings(NamedTuple):
 class Fitted(NamedTuple):
     """What a training reports: steps, seconds with validation, real tokens per second without, the best validation.
 
+    tokens: real ones that it read.
     best_score is of the objective's monitored score, best_step the optimiser step it was reached at.
     """
 
     steps: int
     seconds: float
+    tokens: int
     tokens_per_second: float
     best_step: int
     best_score: float
@@ -109,8 +111,8 @@ def fit(
             raise Stopped(signal.SIGTERM, max(checkpoints.saved_step, 0)) from None
     average.swap()
     return Fitted(
-        trainer.global_step, clock.seconds, recorder.tokens_per_second, checkpoints.best_step, checkpoints.best_score,
-        trainer.strategy.root_device, trainer.is_global_zero,
+        trainer.global_step, clock.seconds, recorder.tokens, recorder.tokens_per_second, checkpoints.best_step,
+        checkpoints.best_score, trainer.strategy.root_device, trainer.is_global_zero,
     )  # fmt: skip
 
 
