@@ -15,8 +15,7 @@ from tsla.config import Config
 from tsla.config.schema import MaskedPretrainConfig, PretrainOptions
 from tsla.evaluation.curves import draw_curves
 from tsla.evaluation.result import pretrain_line
-from tsla.models import SequenceClassifier, TokenClassifier
-from tsla.models.denoiser import Denoiser
+from tsla.models import Denoiser, SequenceClassifier, TokenClassifier
 from tsla.tasks.base import Task, TaskSpec
 from tsla.tasks.loading import Loader
 from tsla.tasks.pretext import ask_hidden, ask_next, pretext_spec

@@ -30,7 +30,8 @@ def content(path: Path | str) -> dict[str, dict[str, object]]:
 
 
 PRESETS = ("based", "transnormer")  # encoders of which a file sets some options
-NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",)}
+NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",),
+         "causal": ("model.causal=true",)}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [path for path in YAMLS if path.parent.name in GROUPS], ids=str)
@@ -281,6 +282,13 @@ COMBINATIONS = {
     "task=image task.hub_revision=x": "task.hub_revision (x) needs task.source=hub, got offline",
     "task=image task.protocol=s4": "task.protocol=s4 is of Long Range Arena's images, and task.source=offline has",
     "task=image task.source=hub task.protocol=lra task.seed=1": "task.seed (1) draws nothing: task.protocol=lra says",
+    "pretrain=causal model.causal=false": "pretrain=causal needs model.causal=true: a token that sees the next one has",
+    "experiment=mqar pretrain=masked": "pretrain=masked has nothing to learn from task=mqar: its tokens are drawn at",
+    "experiment=selective_copy pretrain=masked": "pretrain=masked has nothing to learn from task=selective_copy: its",
+    "experiment=induction pretrain=causal model.causal=true": "pretrain=causal has nothing to learn from task=induct",
+    "experiment=digits model=vision pretrain=masked": "pretrain=masked needs model=encoder: it asks for tokens, and",
+    "pretrain.mask=0.5": "pretrain.mask is not an option of pretrain=none",
+    "pretrain=causal pretrain.mask=0.5": "pretrain.mask is not an option of pretrain=causal",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
 }
 
@@ -310,6 +318,9 @@ EDGES = (
     "task=image task.source=hub task.hub_id=x task.hub_revision=y task.seed=1",
     "task=smnist task.path=x task.side=14 task.order=permuted task.order_seed=1",
     "trainer.max_steps=null trainer.max_minutes=1",
+    "pretrain=causal",
+    "pretrain=masked pretrain.mask=1",
+    "experiment=digits pretrain=masked model.causal=true",
 )
 
 

@@ -12,6 +12,7 @@ class Denoiser(nn.Module):
 
     A hidden input is 0, the id of padding or so many zeros, and a learned vector is added where it was embedded.
 
+    >>> from tsla.models import Denoiser
     >>> model = Denoiser(Encoder(vocab_size=256, dim=128, depth=2), outputs=256)
     >>> tokens, hidden = torch.randint(1, 256, (4, 1000)), torch.arange(0, 4000, 7)
     >>> logits = model.run(tokens, None, hidden).logits  # (572, 256)
