@@ -16,6 +16,7 @@ from tsla.config.schema import (
     CsvLoggerConfig,
     EncoderConfig,
     ModelConfig,
+    PretrainOptions,
     TensorboardLoggerConfig,
     VisionConfig,
     WandbLoggerConfig,
@@ -175,8 +176,9 @@ def frozen(config: Config) -> Config:
 
 
 def mixer_name(config: Config) -> str:
-    """What tables call the mixer: ``taylor``, or ``window+taylor`` for a pattern."""
-    return "+".join(config.model.layers) or config.mixer.name
+    """What tables call the mixer: ``taylor``, ``window+taylor`` for a pattern; of a pretrained run, something else."""
+    name = "+".join(config.model.layers) or config.mixer.name
+    return f"{name} (pretrained)" if isinstance(config.pretrain, PretrainOptions) else name
 
 
 def check_trainer(config: Config) -> None:

@@ -111,11 +111,6 @@ def numbered(texts: Sequence[str], longest: int) -> list[str]:
     return out
 
 
-def mixer_of(run: Run, name: str) -> str:
-    """What tables call the mixer of a run: after pretraining, something else."""
-    return name if run.config.get("pretrain.name", "none") == "none" else f"{name} (pretrained)"
-
-
 def unfinished(run: Run) -> Unfinished:
     """How far a run without a result is, and what goes on with it."""
     scores = {name: curve for name, curve in run.metrics.items() if name.startswith("val/") and name != "val/loss"}
@@ -126,7 +121,7 @@ def unfinished(run: Run) -> Unfinished:
     return Unfinished(
         path=path,
         task=clean(run.config["task.name"]),
-        mixer=mixer_of(run, clean(run.config["mixer.name"])),
+        mixer=clean(run.config["mixer.name"]),
         seed=clean(run.config.get("seed", "?")),
         step=max((curve.steps[-1] for curve in run.metrics.values()), default=0),
         of_steps=clean(run.config.get("trainer.max_steps", "null").replace("null", "?")),

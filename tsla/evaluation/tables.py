@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from tsla.evaluation.runs import Confusion, Run, Unfinished, clean, confusion_of, mixer_of, numbered, unfinished
+from tsla.evaluation.runs import Confusion, Run, Unfinished, clean, confusion_of, numbered, unfinished
 
 # Options that name a run or say where it lies; runs that differ in these alone are the same experiment.
 NOT_THE_CONFIG = ("seed", "run_dir", "data_dir", "experiment", "dry_run", "frozen", "logger.")
@@ -242,7 +242,7 @@ def _task_table(key: Key, title: str, data: str, runs: list[Run]) -> TaskTable:
     task, monitor, _ = key
     sets: dict[tuple[str, Options], list[Run]] = defaultdict(list)
     for run in runs:
-        sets[mixer_of(run, _result(run, "mixer")), tuple(sorted(_options(run).items()))].append(run)
+        sets[_result(run, "mixer"), tuple(sorted(_options(run).items()))].append(run)
     names = _names([mixer for mixer, _ in sets], [dict(options) for _, options in sets])
     groups = [
         _group(mixer, variant, label, monitor, members)
