@@ -23,7 +23,7 @@ def config(task: str, mixer: str, seed: int, path: Path, options: Mapping[str, A
     }  # fmt: skip
     for key, value in options.items():
         group, _, name = key.rpartition(".")
-        (data[group] if group else data)[name] = value
+        (data.setdefault(group, {}) if group else data)[name] = value
     return data
 
 

@@ -12,13 +12,14 @@ import mixer_options
 import pytest
 import text_cases
 import train_runs as runs
-from mixer_options import Case, model
+from mixer_options import ONE_WAY, Case, model
 from rich.console import Console
 from task_options import ROWS, TASKS, data, package_file, prepare
 
 from tsla import build, cli
 from tsla.config import GROUPS, Config, compose, members
 from tsla.config.compose import command_of
+from tsla.pretrain import make_pretext
 from tsla.run import initial_model
 from tsla.training.fit import fit
 from tsla.training.objective import Objective
@@ -26,6 +27,7 @@ from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
 VISION = ("model=vision",)
+MASKED = ("pretrain=masked",)
 
 
 class Captured(Exception):
@@ -56,6 +58,16 @@ def training(config: Config) -> object:
         average.decay, type(module.run),
         [{k: v for k, v in group.items() if k != "params"} for group in made["optimizer"].param_groups], rates,
     )  # fmt: skip
+
+
+def pretraining(config: Config) -> object:
+    """How long and how fast it goes, and what its first batch asks of what model."""
+    task = build.build_task(config)
+    pretext = make_pretext(config, task, build.build_model(config.model, config.mixer, task.spec))
+    if pretext is None:
+        return None
+    batch = pretext.train.batch([0, 1])
+    return pretext.config.trainer, pretext.config.optim, type(pretext.model), batch.targets.sum(), batch.scored
 
 
 def loggers(config: Config) -> object:
@@ -152,6 +164,18 @@ CASES: dict[str, dict[str, Case]] = {
         "workers": Case(data, ("0", "1")),
         "ema": Case(training, ("null", "0.9", "0.99")),
         "patience": Case(training, ("null", "1", "2")),
+    },
+    "NoPretrainConfig": {"name": Case(pretraining, ("none", "masked"))},
+    "MaskedPretrainConfig": {
+        "name": Case(pretraining, ("masked", "none", "causal"), (), "pretrain=causal needs model.causal=true"),
+        "max_steps": Case(pretraining, ("null", "7"), MASKED),
+        "lr": Case(pretraining, ("null", "0.5"), MASKED),
+        "mask": Case(pretraining, ("null", "0.1", "0.3", "1.1"), MASKED, "pretrain.mask (1.1) must be at most 1"),
+    },
+    "CausalPretrainConfig": {
+        "name": Case(pretraining, ("causal", "masked", "none"), ONE_WAY),
+        "max_steps": Case(pretraining, ("null", "7"), (*ONE_WAY, "pretrain=causal")),
+        "lr": Case(pretraining, ("null", "0.5"), (*ONE_WAY, "pretrain=causal")),
     },
     "CsvLoggerConfig": {"name": Case(loggers, ("csv", "tensorboard"))},
     "WandbLoggerConfig": {

@@ -86,8 +86,13 @@ def assert_same_run(a: Path, b: Path) -> None:
     first, second = result(a), result(b)
     for name in ("metrics", "references", "best_step", "steps", "params", "state_bytes", "seed", "task", "mixer"):
         assert first[name] == second[name], name
-    for name in ("last", "best"):
-        assert_same_state(*(without_times(checkpoint(run, name)) for run in (a, b)), name)
+    for stage in ("", "pretrain")[: 1 + ("pretrain" in first)]:
+        for name in ("last", "best"):
+            assert_same_state(*(without_times(checkpoint(run / stage, name)) for run in (a, b)), name)
+    if "pretrain" in first:
+        assert metrics(a / "pretrain") == metrics(b / "pretrain")
+        known, found = ({k: v for k, v in one["pretrain"].items() if "second" not in k} for one in (first, second))
+        assert known == found
 
 
 def without_times(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +131,12 @@ KINDS = {
     "accumulated": (*DIGITS, *LIMITS, "trainer.accumulate=3"),
     "worker": (*LISTOPS, *LIMITS, "trainer.workers=1"),
     "averaged": (*MQAR, *LIMITS, "trainer.ema=0.9", "trainer.accumulate=2"),
+    "pretrained": (*LISTOPS, *LIMITS, "pretrain=masked", "pretrain.max_steps=16", "pretrain.lr=0.02",
+                   "model.dropout=0.2"),
+    "pretrained causally": (*LISTOPS, *LIMITS, "pretrain=causal", "pretrain.max_steps=5", "model.causal=true",
+                            "task.packing=true", "trainer.accumulate=2", "mixer=performer", "mixer.redraw_every=3"),
     "epochs": (*DIGITS, *HEADS, "trainer.max_steps=null", "trainer.max_epochs=2", "trainer.validate_every=5"),
-}
+}  # fmt: skip
 
 
 class Crash(Exception):

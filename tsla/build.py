@@ -16,6 +16,7 @@ from tsla.config.schema import (
     CsvLoggerConfig,
     EncoderConfig,
     ModelConfig,
+    PretrainOptions,
     TensorboardLoggerConfig,
     VisionConfig,
     WandbLoggerConfig,
@@ -48,7 +49,7 @@ from tsla.tasks.dna import DnaStrand
 from tsla.tasks.files import Files
 from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
-from tsla.tasks.loading import LengthBatches, Loader, Rows
+from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
 from tsla.tasks.pathfinder import Pathfinder
 from tsla.tasks.recall import Induction, SelectiveCopy
@@ -175,8 +176,9 @@ def frozen(config: Config) -> Config:
 
 
 def mixer_name(config: Config) -> str:
-    """What tables call the mixer: ``taylor``, or ``window+taylor`` for a pattern."""
-    return "+".join(config.model.layers) or config.mixer.name
+    """What tables call the mixer: ``taylor``, ``window+taylor`` for a pattern; of a pretrained run, something else."""
+    name = "+".join(config.model.layers) or config.mixer.name
+    return f"{name} (pretrained)" if isinstance(config.pretrain, PretrainOptions) else name
 
 
 def check_trainer(config: Config) -> None:
@@ -186,11 +188,12 @@ def check_trainer(config: Config) -> None:
 
 
 def build_loaders(
-    config: Config, task: Task, splits: tuple[str, ...], *, rank: int = 0, world: int = 1
+    config: Config, task: Task, splits: tuple[str, ...], *, rank: int = 0, world: int = 1,
+    pose: Callable[[Batch, int], Batch] | None = None,
 ) -> list[Loader]:  # fmt: skip
     """Batches of the named splits: `train` in an order of (seed, epoch), the others by length, each row once.
 
-    Of several processes, `world`, that train together, each takes the share of its `rank`.
+    Of several processes, `world`, that train together, each takes the share of its `rank`. `pose`: see `Loader`.
 
     Raises:
         ValueError: if a process would get no batch, or hardware that is not there.
@@ -209,7 +212,8 @@ def build_loaders(
                 f"the {split} split makes {count} batches of trainer.batch_tokens ({config.trainer.batch_tokens}), "
                 f"too few for trainer.devices ({world})"
             )
-        loaders.append(Loader(rows, batches, workers=config.trainer.workers if training else 0, pin_memory=pinned))
+        workers = config.trainer.workers if training else 0
+        loaders.append(Loader(rows, batches, workers=workers, pin_memory=pinned, pose=pose))
     return loaders
 
 

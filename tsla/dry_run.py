@@ -7,14 +7,16 @@ import math
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from tsla import build
 from tsla.config import Config
 from tsla.models import account
 from tsla.models.account import account_step, example_input, rows_of
 from tsla.models.summary import summarise
+from tsla.pretrain import make_pretext
 from tsla.run import initial_model, print_config
-from tsla.tasks.base import TaskSpec
+from tsla.tasks.base import Task, TaskSpec
 from tsla.tasks.loading import Loader
 from tsla.training.estimate import Estimate, estimate
 from tsla.training.hardware import memory_of, pick_device
@@ -29,7 +31,8 @@ def dry_run(config: Config) -> int:
     console = Console()
     print_config(config, console)
     with console.status(f"preparing {config.task.name}"):
-        spec, model, train, val = _prepared(config)
+        task, model, train, val = _prepared(config)
+    spec = task.spec
     console.print(_layers(model, spec))
     costs = account(model, spec.max_length, channels=spec.channels)
     longest = f"at {spec.max_length} tokens"
@@ -51,12 +54,12 @@ def dry_run(config: Config) -> int:
     if present is not None and step.held_bytes + step.kept_bytes > present:
         console.print(f"more than the {present / 2**30:,.1f} GiB there are here: no step is tried", highlight=False)
         return 0
-    found = _estimate(config, spec, model, train, val)
-    console.print(
-        f"loss {found.loss:.3f} after two steps; {found.tokens_per_second:,.0f} tokens/s, "
-        f"{found.peak_memory_bytes / 2**20:,.0f} MiB, about {clock_time(found.seconds)} in all",
-        highlight=False,
-    )
+    for name, found in _estimates(config, task, model, train, val).items():
+        console.print(
+            f"{name}loss {found.loss:.3f} after two steps; {found.tokens_per_second:,.0f} tokens/s, "
+            f"{found.peak_memory_bytes / 2**20:,.0f} MiB, about {clock_time(found.seconds)} in all",
+            highlight=False,
+        )
     return 0
 
 
@@ -67,21 +70,30 @@ def largest_batch(loader: Loader) -> tuple[int, int]:
 
 
 def measure(config: Config) -> Estimate:
-    """Speed, memory and time of a training, from a few of its steps."""
-    return _estimate(config, *_prepared(config))
+    """Speed, memory and time of a training, from a few of its steps; its time with that of pretraining."""
+    *_, found = stages = [*_estimates(config, *_prepared(config)).values()]
+    return found._replace(seconds=sum(stage.seconds for stage in stages))
 
 
-def _prepared(config: Config) -> tuple[TaskSpec, build.Model, Loader, Loader]:
-    """Spec, new model, and batches for training and validation."""
+def _prepared(config: Config) -> tuple[Task, build.Model, Loader, Loader]:
+    """Task, new model, and batches for training and validation."""
     build.check_trainer(config)
     task = build.build_task(config)
     train, val = build.build_loaders(config, task, ("train", "val"))
-    return task.spec, initial_model(config, task.spec), train, val
+    return task, initial_model(config, task.spec), train, val
 
 
-def _estimate(config: Config, spec: TaskSpec, model: build.Model, train: Loader, val: Loader) -> Estimate:
+def _estimates(config: Config, task: Task, model: build.Model, train: Loader, val: Loader) -> dict[str, Estimate]:
+    """Of each stage, in their order, by what goes before it in a line; the last one is the training itself."""
+    found = {}
+    if (first := make_pretext(config, task, model)) is not None:
+        found["pretraining: "] = _estimate(first.config, first.model, first.train, first.val, first.objective)
+    return {**found, "": _estimate(config, model, train, val, Objective(task.spec))}
+
+
+def _estimate(config: Config, model: nn.Module, train: Loader, val: Loader, objective: Objective) -> Estimate:
     return estimate(
-        model, train, val, objective=Objective(spec), optim=build.build_optim(config), settings=build.build_fit(config)
+        model, train, val, objective=objective, optim=build.build_optim(config), settings=build.build_fit(config)
     )
 
 

@@ -21,16 +21,17 @@ from tsla.config.options import spell
 from tsla.evaluation.card import run_card
 from tsla.evaluation.curves import draw_curves
 from tsla.evaluation.evaluate import Scores, evaluate
-from tsla.evaluation.result import cost_line, make_result, score_table, slice_table
+from tsla.evaluation.result import cost_line, make_result, pretrain_line, score_table, slice_table
 from tsla.models import account
 from tsla.models.pretrained import read_model_config
+from tsla.pretrain import facts_of, pretrain
 from tsla.tasks.base import Task, TaskSpec
 from tsla.training.checkpoints import latest_checkpoint, load_weights
 from tsla.training.fit import Fitted, fit
 from tsla.training.guards import TrainingFailed
 from tsla.training.hardware import pick_device
 from tsla.training.objective import Objective
-from tsla.training.run_dir import RunDir, is_finished, new_run_dir, provenance, write_json, write_text
+from tsla.training.run_dir import RunDir, has_trained, is_finished, new_run_dir, provenance, write_json, write_text
 from tsla.training.stop import Stopped
 from tsla.training.terminal import PLAIN, open_console
 
@@ -67,7 +68,7 @@ def unfinished(config: Config) -> Path | None:
         return Path(os.environ["TSLA_RUN_DIR"])
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        if not (path / "config.yaml").exists() or not (path / "metrics.csv").exists():
+        if not (path / "config.yaml").exists() or not has_trained(path):
             return None  # what failed or was killed before it trained has nothing to go on with
         if others := differing(config, read(path / "config.yaml")):
             raise ValueError(f"{path} holds a run with other options: {'; '.join(others)}")
@@ -129,7 +130,7 @@ def told(config: Config, run: RunDir, work: Callable[[Console], None], command: 
             return 128 + stopped.signum
         except (ValueError, OSError, TrainingFailed) as error:
             console.print(f"failed: {error}", style="red", **PLAIN)
-            if config.run_dir is None and not any(run.path.glob("**/metrics.csv")):  # nothing of it is worth a folder
+            if config.run_dir is None and not has_trained(run.path):  # nothing of it is worth a folder
                 shutil.rmtree(run.path, ignore_errors=True)
             return 1
     return 0
@@ -154,7 +155,7 @@ def print_config(config: Config, console: Console) -> None:
     for group in GROUPS:
         part = getattr(config, group)
         values = " ".join(f"{f.name}={spell(getattr(part, f.name))}" for f in fields(part) if f.name != "name")
-        console.print(f"[bold]{group:8}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
+        console.print(f"[bold]{group:9}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
 
 
 def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console) -> None:
@@ -181,8 +182,9 @@ def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console)
 
 def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resume) -> None:
     build.check_trainer(config)
-    start = None if resume == "new" else latest_checkpoint(run.checkpoints, fall_back=resume == "fall back")
-    if start is not None:
+    start = _latest(run, resume)
+    first = _latest(run.pretrain, resume) if start is None else None
+    if (start or first) is not None:
         config = replace(config, init_from=None)  # its weights have been had
     if config.init_from is not None:
         read_model_config(Path(config.init_from) / "model")
@@ -197,6 +199,8 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
     costs = account(model, spec.max_length, channels=spec.channels)
     lines = "  ".join(f"{name} {value:.3f}" for name, value in references.items())
     console.print(f"{costs.parameters:,} parameters; to beat: {lines}", highlight=False)
+    if start is None:
+        pretrain(config, run.pretrain, task, model, console, first)
     fitted = fit(
         model, *loaders, objective=objective, optim=build.build_optim(config), settings=build.build_fit(config),
         run=run, loggers=build.build_loggers(config, run.path), console=console, seed=config.seed, start=start,
@@ -205,7 +209,12 @@ def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resum
         return
     build.save(model, config, spec, run.model)
     load_weights(model, run.checkpoints / "best.ckpt")
-    conclude(config, run, task, model, fitted, {"command": command_of(config)}, console)
+    facts = {"command": command_of(config), **facts_of(run.pretrain)}
+    conclude(config, run, task, model, fitted, facts, console)
+
+
+def _latest(run: RunDir, resume: Resume) -> Path | None:
+    return None if resume == "new" else latest_checkpoint(run.checkpoints, fall_back=resume == "fall back")
 
 
 def conclude(
@@ -230,6 +239,8 @@ def conclude(
     console.print(f"[bold]{title}[/]", highlight=False)
     _print_scores(mixer, "test", objective, tested, references, console)
     console.print(cost_line(result), highlight=False, soft_wrap=True)
+    if "pretrain" in result:
+        console.print(pretrain_line(result["pretrain"]), highlight=False, soft_wrap=True)
     console.print(f"run {run.path}", **PLAIN)
     console.print(f"learning curve {run.curves}", **PLAIN)
 

@@ -24,7 +24,7 @@ from tsla.config.compose import differing
 from tsla.config.grid import Cell
 from tsla.config.options import as_argument
 from tsla.evaluation.runs import find_runs
-from tsla.training.run_dir import is_finished, write_text
+from tsla.training.run_dir import has_trained, is_finished, write_text
 from tsla.training.terminal import PLAIN, clock_time
 
 
@@ -91,7 +91,7 @@ def _check_folders(cells: Sequence[Cell], out: Path) -> None:
     """Raise ConfigError if a cell's folder holds a run of other options, whose result would be taken for the cell's."""
     problems = []
     for cell in cells:
-        if (out / cell.name / "metrics.csv").exists():
+        if has_trained(out / cell.name):
             found = read(out / cell.name / "config.yaml")
             problems += [
                 f"{out / cell.name} holds a run of other options: {told}" for told in differing(cell.config, found)

@@ -31,7 +31,8 @@ def content(path: Path | str) -> dict[str, dict[str, object]]:
 
 PRESETS = ("based", "transnormer")  # encoders of which a file sets some options
 LRA = [name for name in EXPERIMENTS if name.startswith("lra_")]
-NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",)}
+NEEDS = {"mqar": ("model.causal=true",), "mqar_mix": ("model.causal=true",), "files": ("task.path=x",),
+         "causal": ("model.causal=true",)}  # fmt: skip
 NEEDS |= {name: ("task.path=x", "model.pool=mean") for name in LRA}  # pool=cls, as most have it, is not for every model
 
 
@@ -288,6 +289,13 @@ COMBINATIONS = {
     "task=image task.source=hub task.protocol=lra task.seed=1": "task.seed (1) draws nothing: task.protocol=lra says",
     "optim.decay=rsqrt optim.final_lr=0.1": "optim.final_lr (0.1) needs optim.decay=cosine, got rsqrt",
     "optim.decay=rsqrt optim.warmup_steps=0": "optim.decay=rsqrt needs optim.warmup_steps above 0",
+    "pretrain=causal model.causal=false": "pretrain=causal needs model.causal=true: a token that sees the next one has",
+    "experiment=mqar pretrain=masked": "pretrain=masked has nothing to learn from task=mqar: its tokens are drawn at",
+    "experiment=selective_copy pretrain=masked": "pretrain=masked has nothing to learn from task=selective_copy: its",
+    "experiment=induction pretrain=causal model.causal=true": "pretrain=causal has nothing to learn from task=induct",
+    "experiment=digits model=vision pretrain=masked": "pretrain=masked needs model=encoder: it asks for tokens, and",
+    "pretrain.mask=0.5": "pretrain.mask is not an option of pretrain=none",
+    "pretrain=causal pretrain.mask=0.5": "pretrain.mask is not an option of pretrain=causal",
     "trainer.max_steps=null": "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes",
 }
 
@@ -317,6 +325,9 @@ EDGES = (
     "task=image task.source=hub task.hub_id=x task.hub_revision=y task.seed=1",
     "task=smnist task.path=x task.side=14 task.order=permuted task.order_seed=1",
     "trainer.max_steps=null trainer.max_minutes=1",
+    "pretrain=causal",
+    "pretrain=masked pretrain.mask=1",
+    "experiment=digits pretrain=masked model.causal=true",
 )
 
 

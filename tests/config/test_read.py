@@ -44,6 +44,14 @@ def test_a_config_that_is_cut_off_is_not_filled_up_with_defaults(tmp_path, cut):
         read(tmp_path / "config.yaml")
 
 
+def test_a_config_from_before_there_was_pretraining(tmp_path):
+    config = compose(["experiment=digits"])
+    text = to_yaml(config)
+    assert "pretrain:\n  name: none\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("pretrain:\n  name: none\n", ""))
+    assert read(tmp_path / "config.yaml") == config
+
+
 COMMANDS = [
     [], ["experiment=digits"], ["experiment=digits", "mixer=softmax", "seed=3"], ["task=digits"],
     ["experiment=listops", "mixer=window", "mixer.window=3", "model.layers=[window,taylor]", "optim.lr=1e-4"],

@@ -65,6 +65,13 @@ def test_an_option_that_one_config_lacks(tmp_path):
     assert {group.variant for group in tables(tmp_path).tasks[0].groups} == {"model.new=x", "model.new=absent"}
 
 
+def test_a_run_from_before_there_was_pretraining_had_none(tmp_path):
+    for name, options in (("a", {}), ("b", {"pretrain.name": "none"}), ("c", {"pretrain.name": "masked"})):
+        report_runs.write(tmp_path / name, seed=ord(name), options=options)
+    groups = {group.variant: len(group.runs) for group in tables(tmp_path).tasks[0].groups}
+    assert groups == {"pretrain.name=none": 2, "pretrain.name=masked": 1}
+
+
 def test_what_differs_between_mixers_beside_themselves_is_noted(tmp_path):
     report_runs.write(tmp_path / "a", options={"optim.lr": 0.1, "mixer.heads": 3})
     report_runs.write(tmp_path / "b", mixer="softmax")

@@ -89,6 +89,17 @@ def test_kills_at_eight_chosen_steps(tmp_path, whole):
     runs.assert_same_run(whole, run)
 
 
+def test_kills_in_both_stages_of_a_pretrained_run(tmp_path):
+    arguments = (*ARGUMENTS, "pretrain=masked", "pretrain.max_steps=30")
+    finish(tmp_path, *arguments, "run_dir=whole")
+    run = tmp_path / "run"
+    for stage, step in (("pretrain", 0), ("pretrain", 10), ("pretrain", 28), ("pretrain", 30), ("", 7), ("", 42)):
+        process = start(tmp_path, *arguments, "run_dir=run", "resume=auto")
+        assert kill_when(process, lambda at=run / stage, step=step: at.is_dir() and step_of(at) >= step)
+    finish(tmp_path, "resume=run")
+    runs.assert_same_run(tmp_path / "whole", run)
+
+
 def test_kills_during_saves(tmp_path, whole):
     run = tmp_path / "run"
     for kills in range(8):

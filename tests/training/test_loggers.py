@@ -41,6 +41,14 @@ def test_wandb_is_offline_and_silent(tmp_path, monkeypatch, capsys):
     assert runs.metrics(run)
 
 
+def test_each_stage_of_a_run_is_one_of_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "run"
+    assert runs.train(*ARGUMENTS, "pretrain=masked", "logger=wandb", f"run_dir={run}") == 0
+    for folder in (run, run / "pretrain"):
+        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
 def test_wandb_knows_a_run_by_its_folder(tmp_path):
     def number(name: str) -> str:
         return wandb_logger(tmp_path / name, project="x", mode="offline").version

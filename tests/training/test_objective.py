@@ -47,6 +47,21 @@ def test_labels():
     assert got["f1"] == pytest.approx(f1_score(targets, outputs > 0, average="macro"), abs=1e-6)
 
 
+def test_values_of_steps_are_standardised_in_the_loss_and_told_in_their_unit():
+    objective = Objective(runs.spec(outputs=2, target="values", target_mean=(10.0, -1.0), target_std=(4.0, 0.5)))
+    inputs, scored = torch.randn(3, 5, 2), torch.tensor([0, 4, 7])
+    batch = Batch(inputs, torch.ones(3, 5, dtype=torch.bool), inputs, torch.arange(3), scored=scored)
+    outputs = torch.randn(3, 2)
+    found = objective.ask(lambda x, mask, wanted: (outputs, None), batch)
+    assert torch.equal(found.targets, inputs.reshape(15, 2)[[0, 4, 7]]) and found.rows.tolist() == [0, 0, 1]
+    error = (outputs - found.targets).abs()
+    torch.testing.assert_close(objective.loss(found), error.mean())
+    assert objective.monitor == "r2"
+    assert scores(objective, found)["mae"] == pytest.approx(float((error * torch.tensor([4.0, 0.5])).mean()), rel=1e-5)
+    none = found._replace(outputs=outputs[:0], targets=outputs[:0])
+    assert float(objective.loss(none)) == 0
+
+
 def test_numbers_are_standardised_in_the_loss_and_told_in_their_unit():
     objective = Objective(runs.spec(outputs=2, target="numbers", target_mean=(10.0, -1.0), target_std=(4.0, 0.5)))
     outputs, targets = torch.randn(20, 2), torch.randn(20, 2)

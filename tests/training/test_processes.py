@@ -48,7 +48,10 @@ def rows(path: Path) -> int:
     return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
-@pytest.mark.parametrize("change", [(), ("mixer=none",), ("trainer.accumulate=2", "model.dropout=0.1")])
+@pytest.mark.parametrize(
+    "change",
+    [(), ("mixer=none",), ("pretrain=masked", "pretrain.max_steps=12"), ("trainer.accumulate=2", "model.dropout=0.1")],
+)
 def test_two_processes_train_together(tmp_path, change, capsys, monkeypatch):
     heads = () if change == ("mixer=none",) else runs.HEADS
     arguments = (*runs.LISTOPS, *heads, *change, "trainer.max_steps=20", "trainer.validate_every=10", "run_dir=run",

@@ -173,13 +173,12 @@ def read(path: Path) -> Config:
         raise ConfigError([f"{path} is not YAML: {error}"]) from None
     if not isinstance(data, dict):
         raise ConfigError([f"{path} must hold a mapping of options, got {type(data).__name__}"])
-    try:
-        config = parse({str(key): value for key, value in data.items()})
+    try:  # what runs before had no need of is what they did: no pretraining, nothing frozen
+        config = parse({"pretrain": {"name": "none"}} | {str(key): value for key, value in data.items()})
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
-    # Defaults would make it another run, but for what runs before had no need of.
-    if missing := [f.name for f in fields(Config) if f.name not in data and f.name != "frozen"]:
-        raise ConfigError([f"{path} lacks {', '.join(missing)}: it is cut off"])
+    if missing := [f.name for f in fields(Config) if f.name not in {"pretrain", "frozen", *data}]:
+        raise ConfigError([f"{path} lacks {', '.join(missing)}: it is cut off"])  # defaults would make it another run
     return config
 
 

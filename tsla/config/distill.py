@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tsla.config.compose import load_yaml, typed, with_mixer
 from tsla.config.mixers import HeadsConfig, NoneConfig, SoftmaxConfig
 from tsla.config.options import ConfigError, as_argument, check_options, did_you_mean, option, spell
-from tsla.config.schema import Config, members
+from tsla.config.schema import Config, NoPretrainConfig, members
 
 LOSSES = ("maps", "outputs")
 LEARNT = ("maps", "mixers")
@@ -134,6 +134,7 @@ def student_config(teacher: Config, asked: Distillation) -> Config:
     return replace(
         stage(config, options.finetune_steps, options.finetune_lr, options.finetune_batch_tokens),
         seed=options.seed, run_dir=options.out, init_from=None, dry_run=False,
+        pretrain=NoPretrainConfig(),
         task=replace(config.task, packing=False),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Every option there is but those of tasks and mixers, as dataclasses: model, optimiser, trainer, loggers, `Config`.
+"""Every option there is but those of tasks and mixers, as dataclasses: of the model, of how it learns, of a run.
 
 A group with several members is a union; the member is found by its `name`. Nothing here imports torch.
 """
@@ -100,6 +100,37 @@ class TrainerConfig:
 
 
 @dataclass
+class NoPretrainConfig:
+    """No pretraining."""
+
+    name: str = option("none", "what is learnt of the inputs first", choices=("none",))
+
+
+@dataclass
+class PretrainOptions:
+    """How long and how fast a model learns of its inputs before it learns the task."""
+
+    max_steps: int | None = option(None, "optimiser steps of pretraining; null = to the trainer's own limits", low=1)
+    lr: float | None = option(None, "peak learning rate of pretraining; null = optim.lr", above=0)
+
+
+@dataclass
+class MaskedPretrainConfig(PretrainOptions):
+    """Pretraining on the training inputs: what is hidden of them (arXiv 2310.02980)."""
+
+    name: str = option("masked", "what is learnt of the inputs first", choices=("masked",))
+    mask: float | None = option(None, "share of tokens that are hidden; null = 0.5 of images and series, 0.1 of "
+                                "ListOps, 0.15 of others", above=0, high=1)  # fmt: skip
+
+
+@dataclass
+class CausalPretrainConfig(PretrainOptions):
+    """Pretraining on the training inputs: the next token, or the next values of a series."""
+
+    name: str = option("causal", "what is learnt of the inputs first", choices=("causal",))
+
+
+@dataclass
 class CsvLoggerConfig:
     """metrics.csv only, which is always written."""
 
@@ -124,6 +155,7 @@ class TensorboardLoggerConfig:
 
 ModelConfig = EncoderConfig | VisionConfig
 OptimConfig = AdamWConfig
+PretrainConfig = NoPretrainConfig | MaskedPretrainConfig | CausalPretrainConfig
 LoggerConfig = CsvLoggerConfig | WandbLoggerConfig | TensorboardLoggerConfig
 
 
@@ -136,6 +168,7 @@ class Config:
     model: ModelConfig
     optim: OptimConfig
     trainer: TrainerConfig
+    pretrain: PretrainConfig
     logger: LoggerConfig
     experiment: str = option("quickstart", "the experiment these options started from")
     seed: int = option(0, "of weights, order and dropout", low=0, high=2**32 - 1)
@@ -152,6 +185,7 @@ GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "optim": OptimConfig,
     "trainer": TrainerConfig,
+    "pretrain": PretrainConfig,
     "logger": LoggerConfig,
 }
 

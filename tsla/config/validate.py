@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from tsla.config.mixers import HeadsConfig, OwnHeadsConfig
 from tsla.config.schema import (
+    CausalPretrainConfig,
     Config,
     EncoderConfig,
+    PretrainOptions,
     VisionConfig,
     members,
 )
@@ -27,10 +29,13 @@ from tsla.config.tasks import (
     TextConfig,
 )
 
+SCORING_TOKENS = (MqarConfig, InductionConfig, SelectiveCopyConfig)
+
 
 def find_problems(config: Config) -> list[str]:
     """Every problem of a config whose single options are fine, in the order of its groups."""
-    return [*_task(config), *_mixer(config), *_model(config), *_optim(config), *_trainer(config), *_frozen(config)]
+    return [*_task(config), *_mixer(config), *_model(config), *_optim(config), *_trainer(config), *_pretrain(config),
+            *_frozen(config)]  # fmt: skip
 
 
 def _task(config: Config) -> Iterator[str]:
@@ -237,7 +242,7 @@ def _model(config: Config) -> Iterator[str]:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
     if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig) and not model.causal:
         yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
-    scores_tokens = isinstance(config.task, MqarConfig | InductionConfig | SelectiveCopyConfig)
+    scores_tokens = isinstance(config.task, SCORING_TOKENS)
     scores_tokens |= isinstance(config.task, ListOpsConfig) and config.task.supervision == "dense"
     if scores_tokens and model.pool != "mean" and not isinstance(model, VisionConfig):
         yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
@@ -269,6 +274,19 @@ def _optim(config: Config) -> Iterator[str]:
         yield f"optim.final_lr ({config.optim.final_lr}) needs optim.decay=cosine, got rsqrt"
     if config.optim.decay == "rsqrt" and not config.optim.warmup_steps:
         yield "optim.decay=rsqrt needs optim.warmup_steps above 0: the rate falls from there"
+
+
+def _pretrain(config: Config) -> Iterator[str]:
+    if not isinstance(config.pretrain, PretrainOptions):
+        return
+    asked = f"pretrain={config.pretrain.name}"
+    if isinstance(config.model, VisionConfig):
+        yield f"{asked} needs model=encoder: it asks for tokens, and those of model=vision are patches"
+    if isinstance(config.task, SCORING_TOKENS):
+        yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and none "
+               "can be told from the others")  # fmt: skip
+    if isinstance(config.pretrain, CausalPretrainConfig) and not config.model.causal:
+        yield f"{asked} needs model.causal=true: a token that sees the next one has nothing to tell"
 
 
 def _frozen(config: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tsla.evaluation.result import cost_line
+from tsla.evaluation.result import cost_line, pretrain_line
 
 
 def run_card(result: Mapping[str, Any], title: str) -> str:
@@ -15,7 +15,10 @@ def run_card(result: Mapping[str, Any], title: str) -> str:
     lines += [f"| {name} | {value:.4f} |" for name, value in result["metrics"].items()]
     lines += [f"| {name} (reference, {monitor}) | {value:.4f} |" for name, value in result["references"].items()]
     lines += ["", f"Test scores are of the checkpoint best on validation, step {result['best_step']}.", ""]
-    lines += [f"{cost_line(result)}.", "", "![learning curve](curves.png)", ""]
+    lines += [f"{cost_line(result)}.", ""]
+    if "pretrain" in result:
+        lines += [f"{pretrain_line(result['pretrain']).capitalize()}.", ""]
+    lines += ["![learning curve](curves.png)", ""]
     for name, parts in result["slices"].items():
         lines += [f"| {name} | items | test {result['slice_score']} |", "|---|---|---|"]
         lines += [f"| {part['value']} | {part['items']:,} | {part['score']:.3f} |" for part in parts]

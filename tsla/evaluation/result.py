@@ -70,3 +70,13 @@ def cost_line(result: Mapping[str, Any]) -> str:
         f"{result['steps']:,} steps in {clock_time(result['seconds'])} at {speed}, "
         f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB at the peak"
     )
+
+
+def pretrain_line(found: Mapping[str, Any]) -> str:
+    """How a run was pretrained, in one line, from what its result.json says of it."""
+    hidden = f", {found['mask']:.0%} hidden" if "mask" in found else ""
+    loss = found["metrics"]["val/loss"]
+    return (
+        f"pretrained: {found['name']}{hidden}, {found['steps']:,} steps, {found['tokens']:,} tokens in "
+        f"{clock_time(found['seconds'])}, validation loss {'-' if loss is None else f'{loss:.3f}'}"
+    )

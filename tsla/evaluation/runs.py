@@ -115,6 +115,7 @@ def unfinished(run: Run) -> Unfinished:
     """How far a run without a result is, and what goes on with it."""
     scores = {name: curve for name, curve in run.metrics.items() if name.startswith("val/") and name != "val/loss"}
     name, curve = next(iter(scores.items()), ("", None))
+    earlier = "pretraining" if (run.path / "pretrain" / "metrics.csv").exists() else "none yet"
     path = clean(str(run.path), LONGEST_TEXT)
     verb = "distill" if (run.path / "distill.yaml").exists() else "train"
     return Unfinished(
@@ -124,7 +125,7 @@ def unfinished(run: Run) -> Unfinished:
         seed=clean(run.config.get("seed", "?")),
         step=max((curve.steps[-1] for curve in run.metrics.values()), default=0),
         of_steps=clean(run.config.get("trainer.max_steps", "null").replace("null", "?")),
-        val=f"{name} {curve.values[-1]:.3f}" if curve else "none yet",
+        val=f"{name} {curve.values[-1]:.3f}" if curve else earlier,
         command=shlex.join(["tsla", verb, f"resume={path}"]),
     )
 

@@ -380,7 +380,7 @@ def _options(run: Run) -> dict[str, str]:
     frozen = run.config.get("frozen", "[]").strip("[]").split(",")
     return {
         key: "null" if key in frozen else value
-        for key, value in run.config.items()
+        for key, value in {"pretrain.name": "none", **run.config}.items()  # which older runs do not say
         if not key.startswith(NOT_THE_CONFIG)
     }
 

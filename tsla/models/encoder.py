@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         if conv_embedding and grid is not None:
             raise ValueError(f"conv_embedding looks along a line of tokens, and these are a grid {grid}")
         self.convolutions = ConvEmbedding(dim, causal=causal) if conv_embedding else None
-        width = dim // 4 if conv_embedding else dim
+        self.width = width = dim // 4 if conv_embedding else dim  # of a token before those around it come in
         self.embedding_scale = embedding_scale
         self.embedding = nn.Linear(input_dim, width) if input_dim is not None else token_table(vocab_size or 0, width)
         self.dropout = nn.Dropout(dropout)
@@ -90,8 +90,13 @@ class Encoder(nn.Module):
         )  # fmt: skip
         self.norm = make_norm(norm, dim)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    def embed(
+        self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Inputs with their positions, ``(b, n, dim)``.
+
+        added: ``(b, n, width)``, put on the vector of each token by itself.
 
         Raises:
             ValueError: tokens, mask or cu_seqlens that do not fit together.
@@ -106,6 +111,7 @@ class Encoder(nn.Module):
             return part(x, mask) if cu_seqlens is None else each_sequence(part, x, cu_seqlens, mask)
 
         x = self.embedding(tokens)
+        x = x if added is None else x + added
         if self.convolutions is not None:
             x = placed(self.convolutions, x)
         if self.embedding_scale:

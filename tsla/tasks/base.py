@@ -19,7 +19,7 @@ class TaskSpec(NamedTuple):
     inputs: how a raw input becomes a row (see `tsla.tasks.encoding`): ``"bytes"`` or ``"characters"`` of a text,
         ``"tokens"`` given as whole numbers from 0, ``"listops"``, or a ``"series"`` of real numbers.
     target: ``"class"``, one of them; ``"labels"``, any number of them; ``"numbers"``; ``"tokens"``, a class for each
-        scored token.
+        scored token; and, where a series asks for itself (see `tsla.tasks.pretext`), ``"values"`` of each scored step.
     outputs: classes, labels or numbers.
     max_length: the longest row in tokens, over all splits; more where a protocol says for how many a model is built.
     vocab_size: token ids, with the padding id; None for a series.

@@ -1,6 +1,6 @@
 """From rows to batches: rows of like length together under a budget of tokens, in an order fixed by seed and epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +24,9 @@ class Batch(NamedTuple):
     inputs: token ids ``(b, n)`` int64, padded right with 0, or a series ``(b, n, channels)`` float32. Of rows of two
         inputs ``(2 b, n)``, as many masks, and bounds of 2 b packed rows: the first inputs of all, then the second.
     mask: ``(b, n)`` bool, True = real.
-    targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, or token classes ``(b, n)`` int64; of
-        packed rows ``(rows,)``, ``(rows, outputs)`` or ``(1, n)``.
+    targets: classes ``(b,)`` int64, labels or numbers ``(b, outputs)`` float32, token classes ``(b, n)`` int64, or
+        values ``(b, n, outputs)`` float32; of packed rows ``(rows,)``, ``(rows, outputs)``, ``(1, n)`` or
+        ``(1, n, outputs)``.
     rows: which of the split these are, ``(b,)`` int64, or ``(rows,)``.
     cu_seqlens: where each packed row begins, and the end of the last, ``(rows + 1,)`` int64; None if padded.
     scored: the tokens that have a target, by their places when all rows stand in one, ``(count,)`` int64; None where
@@ -224,14 +225,24 @@ class LengthBatches:
 
 
 class Loader(DataLoader[Any]):
-    """A data loader that knows how many batches of the epoch it has given, so that a run can go on in mid-epoch."""
+    """A data loader that knows how many batches of the epoch it has given, so that a run can go on in mid-epoch.
 
-    def __init__(self, rows: Rows, batches: LengthBatches, *, workers: int = 0, pin_memory: bool = False) -> None:
+    Args:
+        rows, batches: what is loaded, and in which order.
+        workers: processes that make batches.
+        pin_memory: for copies to a GPU.
+        pose: makes of a batch and the epoch one that asks something else; where the order is fixed, the epoch stays 0.
+    """
+
+    def __init__(
+        self, rows: Rows, batches: LengthBatches, *, workers: int = 0, pin_memory: bool = False,
+        pose: Callable[[Batch, int], Batch] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(
             rows, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, pin_memory=pin_memory,
             persistent_workers=workers > 0,
         )  # fmt: skip
-        self.rows, self.batches = rows, batches
+        self.rows, self.batches, self.pose = rows, batches, pose
         self.given = 0
         self.skip = 0
 
@@ -248,7 +259,14 @@ class Loader(DataLoader[Any]):
         self.batches.start = self.given
         for batch in super().__iter__():
             self.given += 1
-            yield batch
+            yield self._posed(batch)
+
+    def batch(self, rows: list[int]) -> Batch:
+        """One batch of these rows, whatever the order."""
+        return self._posed(self.rows.__getitems__(rows))
+
+    def _posed(self, batch: Batch) -> Batch:
+        return batch if self.pose is None else self.pose(batch, 0 if self.batches.seed is None else self.batches.epoch)
 
 
 def _as_is(batch: Any) -> Any:

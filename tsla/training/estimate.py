@@ -78,7 +78,7 @@ def estimate(
 def _spread(loader: Loader, count: int) -> list[Batch]:
     """`count` batches from all over the epoch, again and again if it has fewer."""
     order = list(loader.batches)
-    return [loader.rows.__getitems__(order[i * len(order) // count]) for i in range(count)]
+    return [loader.batch(order[i * len(order) // count]) for i in range(count)]
 
 
 def _wait(device: torch.device) -> None:

@@ -21,6 +21,7 @@ from tsla.training.average import WeightAverage
 from tsla.training.checkpoints import Checkpoints, CrashSafeIO, load_weights
 from tsla.training.clock import Clock, Limits
 from tsla.training.guards import TrainingFailed, describe_out_of_memory, is_out_of_memory
+from tsla.training.loggers import end_logging
 from tsla.training.module import Learner
 from tsla.training.objective import Objective
 from tsla.training.optim import OptimSettings
@@ -54,11 +55,13 @@ class FitSettings(NamedTuple):
 class Fitted(NamedTuple):
     """What a training reports: steps, seconds with validation, real tokens per second without, the best validation.
 
+    tokens: real ones that it read.
     best_score is of the objective's monitored score, best_step the optimiser step it was reached at.
     """
 
     steps: int
     seconds: float
+    tokens: int
     tokens_per_second: float
     best_step: int
     best_score: float
@@ -108,9 +111,10 @@ def fit(
         except SIGTERMException:  # Lightning's answer to a signal that came before ours could
             raise Stopped(signal.SIGTERM, max(checkpoints.saved_step, 0)) from None
     average.swap()
+    end_logging(loggers)
     return Fitted(
-        trainer.global_step, clock.seconds, recorder.tokens_per_second, checkpoints.best_step, checkpoints.best_score,
-        trainer.strategy.root_device, trainer.is_global_zero,
+        trainer.global_step, clock.seconds, recorder.tokens, recorder.tokens_per_second, checkpoints.best_step,
+        checkpoints.best_score, trainer.strategy.root_device, trainer.is_global_zero,
     )  # fmt: skip
 
 

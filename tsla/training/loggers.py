@@ -39,3 +39,10 @@ def tensorboard_logger(folder: Path) -> Logger:
     if find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard needs the package: pip install 'tsla[tensorboard]'")
     return TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+def end_logging(loggers: list[Logger]) -> None:
+    """Close what would take in the numbers of this process's next training too: wandb has one run at a time."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -46,6 +46,8 @@ class Objective:
     tokens    cross-entropy               accuracy: mean over rows of the share    accuracy
                                           of their tokens that are right, or of
                                           their last one's if that is the answer
+    values    absolute error, values      r2, mae (in the unit of the values)      r2
+              standardised
     ========  ==========================  =======================================  ========
 
     All monitored scores grow as a model gets better.
@@ -53,7 +55,7 @@ class Objective:
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
-        self.monitor = {"labels": "f1", "numbers": "r2"}.get(spec.target, "accuracy")
+        self.monitor = {"labels": "f1", "numbers": "r2", "values": "r2"}.get(spec.target, "accuracy")
         self._stds: dict[torch.device, Tensor] = {}
 
     def ask(self, run: Callable[..., Any], batch: Batch) -> Answers:
@@ -74,18 +76,19 @@ class Objective:
             rows = batch.scored // batch.targets.shape[1]
         else:
             rows = torch.searchsorted(bounds, batch.scored, right=True) - 1
-        return Answers(logits.float(), batch.targets.flatten().index_select(0, batch.scored), rows, aux)
+        return Answers(logits.float(), batch.targets.flatten(0, 1).index_select(0, batch.scored), rows, aux)
 
     def loss(self, answers: Answers) -> Tensor:
-        """Mean over the items: nats, or squared standard deviations of the target."""
+        """Mean over the items: nats, or standard deviations of the target, squared but for values."""
         match self.spec.target:
             case "labels":
                 return binary_cross_entropy_with_logits(answers.outputs, answers.targets)
             case "numbers":
                 return mse_loss(answers.outputs, answers.targets)
             case _:  # the mean of nothing is NaN, and a batch may have no scored token
-                total = cross_entropy(answers.outputs, answers.targets, reduction="sum")
-                return total / max(len(answers.targets), 1)
+                values = self.spec.target == "values"
+                total = (l1_loss if values else cross_entropy)(answers.outputs, answers.targets, reduction="sum")
+                return total / max(answers.targets.numel(), 1)
 
     def scores(self, *, training: bool = False, alone: bool = False) -> MetricCollection:
         """Fresh metrics.
@@ -104,7 +107,7 @@ class Objective:
             case "labels":
                 found = {"accuracy": MultilabelAccuracy(count, average="micro", **unchecked),
                          "f1": MultilabelF1Score(count, average="macro", **unchecked)}  # fmt: skip
-            case "numbers":
+            case "numbers" | "values":
                 found = {"mae": MeanAbsoluteError(**shared), "r2": R2Score(**shared)}
             case _:
                 found = {"accuracy": WeightedMean(**shared)}
@@ -119,7 +122,7 @@ class Objective:
                 metrics.update(outputs, targets)
             case "labels":
                 metrics.update(self.predicted(outputs), targets.long())  # of probabilities it would look at the range
-            case "numbers":  # r2 is the same in any unit, and sums of squares are exact only about 0
+            case "numbers" | "values":  # r2 is the same in any unit, and sums of squares are exact only about 0
                 for name, metric in metrics.items():
                     scale = self._std(outputs) if name == "mae" else 1.0
                     metric.update((outputs * scale).float(), (targets * scale).float())

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from tsla.machine import processor
 
-UNTRAINED = {"config.yaml", "distill.yaml", "log.txt", ".lock", "data.sha256"}  # what a run has before it trains
+# What a run has before it trains.
+UNTRAINED = {"config.yaml", "distill.yaml", "log.txt", ".lock", "data.sha256", "pretrain"}
 
 
 class RunDir(NamedTuple):
@@ -36,6 +37,11 @@ class RunDir(NamedTuple):
     def fingerprint(self) -> Path:
         """Of the data it was trained on, where they are not generated here."""
         return self.path / "data.sha256"
+
+    @property
+    def pretrain(self) -> "RunDir":
+        """The same of its pretraining, if there is any: metrics, checkpoints, result, curve."""
+        return RunDir(self.path / "pretrain")
 
     @property
     def metrics(self) -> Path:
@@ -88,7 +94,7 @@ def new_run_dir(path: str | None, experiment: str) -> RunDir:
         made = Path("runs") / experiment / f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"
     else:
         made = Path(path)
-        if made.exists() and (not made.is_dir() or {file.name for file in made.iterdir()} - UNTRAINED):
+        if made.exists() and (not made.is_dir() or {f.name for f in made.iterdir()} - UNTRAINED or has_trained(made)):
             raise FileExistsError(f"run_dir ({made}) exists: give another, or go on with it by resume={made}")
     made.mkdir(parents=True, exist_ok=True)
     return RunDir(made)
@@ -110,6 +116,11 @@ def write_text(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def has_trained(run: Path) -> bool:
+    """Whether anything was trained in a run directory, in whichever stage."""
+    return any(run.glob("**/metrics.csv"))
 
 
 def is_finished(run: Path) -> bool:
