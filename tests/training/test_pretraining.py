@@ -221,3 +221,15 @@ def test_the_documents_of_a_pair_are_recovered_each_by_itself(tmp_path, monkeypa
 def test_the_command_says_it_again():
     config = compose(["experiment=digits", "pretrain=masked", "pretrain.mask=0.3", "pretrain.max_steps=7"])
     assert command_of(config) == "tsla train experiment=digits pretrain=masked pretrain.max_steps=7 pretrain.mask=0.3"
+
+
+def test_sub_trees_of_listops_come_after_their_tokens(tmp_path, monkeypatch):
+    """The task then scores tokens, and of a row the last one; what is hidden is scored as it is everywhere."""
+    monkeypatch.chdir(tmp_path)
+    options = (*runs.LISTOPS, *runs.HEADS, "task.supervision=dense", "trainer.max_steps=2", "pretrain=masked")
+    config = compose(options)
+    task = build.build_task(config)
+    pretext = make_pretext(config, task, build.build_model(config.model, config.mixer, task.spec))
+    assert task.spec.final and not pretext.objective.spec.final
+    assert runs.train(*options, "run_dir=run") == 0
+    assert (tmp_path / "run" / "pretrain" / "result.json").exists()
