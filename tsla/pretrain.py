@@ -45,7 +45,7 @@ def make_pretext(config: Config, task: Task, model: build.Model) -> Pretext | No
     asked, spec = config.pretrain, pretext_spec(task.spec)
     if not isinstance(asked, PretrainOptions):
         return None
-    assert isinstance(model, SequenceClassifier)  # the config refuses others
+    assert isinstance(model, SequenceClassifier | TokenClassifier)  # the config refuses others
     made: Denoiser | TokenClassifier
     share, pose = None, ask_next
     if isinstance(asked, MaskedPretrainConfig):
