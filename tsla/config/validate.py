@@ -29,7 +29,7 @@ from tsla.config.tasks import (
     TextConfig,
 )
 
-SCORING_TOKENS = (MqarConfig, InductionConfig, SelectiveCopyConfig)
+RANDOM_TOKENS = (MqarConfig, InductionConfig, SelectiveCopyConfig)  # tasks whose rows are made of them
 
 
 def find_problems(config: Config) -> list[str]:
@@ -227,7 +227,8 @@ def _model(config: Config) -> Iterator[str]:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
     if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig) and not model.causal:
         yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
-    if isinstance(config.task, SCORING_TOKENS) and model.pool != "mean" and not isinstance(model, VisionConfig):
+    scores_tokens = isinstance(config.task, MqarConfig | InductionConfig | SelectiveCopyConfig)
+    if scores_tokens and model.pool != "mean" and not isinstance(model, VisionConfig):
         yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
     if len(model.layers) > model.depth:
         yield f"model.layers names {len(model.layers)} layers, but model.depth is {model.depth}"
@@ -258,7 +259,7 @@ def _pretrain(config: Config) -> Iterator[str]:
     asked = f"pretrain={config.pretrain.name}"
     if isinstance(config.model, VisionConfig):
         yield f"{asked} needs model=encoder: it asks for tokens, and those of model=vision are patches"
-    if isinstance(config.task, SCORING_TOKENS):
+    if isinstance(config.task, RANDOM_TOKENS):
         yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and none "
                "can be told from the others")  # fmt: skip
     if isinstance(config.pretrain, CausalPretrainConfig) and not config.model.causal:
