@@ -260,8 +260,8 @@ def _pretrain(config: Config) -> Iterator[str]:
     if isinstance(config.model, VisionConfig):
         yield f"{asked} needs model=encoder: it asks for tokens, and those of model=vision are patches"
     if isinstance(config.task, RANDOM_TOKENS):
-        yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and none "
-               "can be told from the others")  # fmt: skip
+        yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and hardly "
+               "any can be told from the others")  # fmt: skip
     if isinstance(config.pretrain, CausalPretrainConfig) and not config.model.causal:
         yield f"{asked} needs model.causal=true: a token that sees the next one has nothing to tell"
 
