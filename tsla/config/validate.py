@@ -29,7 +29,7 @@ from tsla.config.tasks import (
     TextConfig,
 )
 
-SCORING_TOKENS = (MqarConfig, InductionConfig, SelectiveCopyConfig)
+RANDOM_TOKENS = (MqarConfig, InductionConfig, SelectiveCopyConfig)  # tasks whose rows are made of them
 
 
 def find_problems(config: Config) -> list[str]:
@@ -242,7 +242,7 @@ def _model(config: Config) -> Iterator[str]:
         yield "model.pool=cls puts a token first, where model.causal=true sees nothing: use mean or attention"
     if isinstance(config.task, MqarConfig) and not isinstance(model, VisionConfig) and not model.causal:
         yield f"task={config.task.name} needs model.causal=true: a later query must not give a value away"
-    scores_tokens = isinstance(config.task, SCORING_TOKENS)
+    scores_tokens = isinstance(config.task, RANDOM_TOKENS)
     scores_tokens |= isinstance(config.task, ListOpsConfig) and config.task.supervision == "dense"
     if scores_tokens and model.pool != "mean" and not isinstance(model, VisionConfig):
         yield f"model.pool={model.pool} changes nothing for task={config.task.name}, which scores tokens"
@@ -282,9 +282,9 @@ def _pretrain(config: Config) -> Iterator[str]:
     asked = f"pretrain={config.pretrain.name}"
     if isinstance(config.model, VisionConfig):
         yield f"{asked} needs model=encoder: it asks for tokens, and those of model=vision are patches"
-    if isinstance(config.task, SCORING_TOKENS):
-        yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and none "
-               "can be told from the others")  # fmt: skip
+    if isinstance(config.task, RANDOM_TOKENS):
+        yield (f"{asked} has nothing to learn from task={config.task.name}: its tokens are drawn at random, and hardly "
+               "any can be told from the others")  # fmt: skip
     if isinstance(config.pretrain, CausalPretrainConfig) and not config.model.causal:
         yield f"{asked} needs model.causal=true: a token that sees the next one has nothing to tell"
 

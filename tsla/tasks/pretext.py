@@ -1,5 +1,7 @@
 """What inputs ask of a model by themselves, before any task does: those that are hidden, or the next one."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,12 +15,13 @@ def pretext_spec(spec: TaskSpec) -> TaskSpec:
 
     Of a row of two inputs each is asked by itself.
     """
+    kept: dict[str, Any] = {name: getattr(spec, name) for name in ("name", "inputs", "max_length", "image")}
     if spec.vocab_size is not None:
-        return spec._replace(target="tokens", outputs=spec.vocab_size, names=(), pairs="", final=False)
+        return TaskSpec(**kept, target="tokens", outputs=spec.vocab_size, vocab_size=spec.vocab_size)
     assert spec.channels is not None  # the one or the other
-    return spec._replace(
-        target="values", outputs=spec.channels, names=(), pairs="", target_mean=spec.input_mean,
-        target_std=spec.input_std,
+    return TaskSpec(
+        **kept, target="values", outputs=spec.channels, channels=spec.channels, input_mean=spec.input_mean,
+        input_std=spec.input_std, target_mean=spec.input_mean, target_std=spec.input_std,
     )  # fmt: skip
 
 
