@@ -211,7 +211,7 @@ def test_settings_are_those_of_the_config():
          "trainer.accelerator=cpu", "trainer.devices=2", "trainer.compile=true", "trainer.batch_tokens=640",
          "trainer.ema=0.5", "trainer.patience=8"]
     )  # fmt: skip
-    assert tuple(build.build_optim(config)) == (0.5, 0.1, 7, 0.2, 0.6, 0.7, 0.3)
+    assert tuple(build.build_optim(config)) == (0.5, 0.1, 7, 0.2, 0.6, 0.7, 0.3, "cosine")
     assert tuple(build.build_fit(config)) == (Limits(5, 6, 7.0), 640, 2, 3, 4, "bf16", "cpu", 2, True, 0.5, 8, False)
     assert build.build_fit(compose([*BASE, "mixer=none"])).idle_parameters
     assert build.build_fit(compose([*BASE, "model.layers=[taylor,none]"])).idle_parameters
