@@ -142,7 +142,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, radius: Tensor, key_mask: Tensor | None, 
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, radius: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), radius.new_empty(radius.shape)
+    dq, dk = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k))  # channels lie apart in them
+    return dq, dk, torch.empty_like(v), torch.empty_like(radius)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
