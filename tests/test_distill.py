@@ -12,8 +12,8 @@ import torch
 import train_runs as runs
 
 from tsla import cli, load_model
-from tsla.config import ConfigError, compose, read
-from tsla.config.distill import DistillOptions, parse_distill, read_distill, student_config, to_yaml
+from tsla.config import ConfigError, read
+from tsla.config.distill import DistillOptions, parse_distill, read_distill, to_yaml
 from tsla.models.lora import LoraLinear
 from tsla.training.module import Learner
 
@@ -396,8 +396,3 @@ def test_no_option_is_dead(teachers, tmp_path, monkeypatch, option):
         assert same_distilled and same_finetuned and rows(usual) != rows(out)
     else:
         assert same_distilled == option.startswith("finetune") and not same_finetuned
-
-
-def test_a_student_is_not_pretrained_as_its_teacher_was():
-    teacher = compose([*TEACHER, "pretrain=masked"])
-    assert student_config(teacher, parse_distill(["teacher", "mixer=taylor"])).pretrain.name == "none"

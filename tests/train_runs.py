@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,34 @@ def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def signal_at_batch(patch: pytest.MonkeyPatch, batch: int, signum: int = signal.SIGINT) -> None:
-    """Send this process a signal while it trains on its `batch`-th batch, counted from 1."""
+def at_batch(patch: pytest.MonkeyPatch, batch: int, act: Callable[[], None]) -> None:
+    """Do something before this process trains on its `batch`-th batch, counted from 1."""
     step, seen = Learner.training_step, 0
 
     def training_step(module: Learner, *arguments: Any) -> Tensor:
         nonlocal seen
         seen += 1
         if seen == batch:
-            os.kill(os.getpid(), signum)
+            act()
         return step(module, *arguments)
 
     patch.setattr(Learner, "training_step", training_step)
+
+
+def signal_at_batch(patch: pytest.MonkeyPatch, batch: int, signum: int = signal.SIGINT) -> None:
+    """Send this process a signal then."""
+    at_batch(patch, batch, lambda: os.kill(os.getpid(), signum))
+
+
+def crash_at_batch(batch: int, *arguments: str) -> None:
+    """A training that ends there by `Crash`."""
+
+    def crash() -> None:
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        at_batch(patch, batch, crash)
+        train(*arguments)
 
 
 def stopped_at_batch(batch: int, *arguments: str, signum: int = signal.SIGINT) -> int:

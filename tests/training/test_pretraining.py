@@ -14,12 +14,12 @@ from datasets import Dataset
 from tsla import build, cli
 from tsla.config import compose
 from tsla.config.compose import command_of
+from tsla.config.distill import parse_distill, student_config
 from tsla.evaluation.report import write_report
 from tsla.evaluation.runs import find_runs
 from tsla.evaluation.tables import make_tables
 from tsla.pretrain import make_pretext
 from tsla.tasks.pretext import ask_hidden
-from tsla.training.module import Learner
 
 # Batches of the first stage, then of the second: 16 and 24; causally 10, two to a step, and 48.
 STOPS = [("pretrained", [1, 7, 16, 33]), ("pretrained causally", [3, 30])]
@@ -47,20 +47,10 @@ def test_a_stopped_run_goes_on_in_its_stage(tmp_path, whole, kind, batch, capsys
 
 
 @pytest.mark.parametrize(("batch", "again"), [(4, "resume=auto"), (12, "resume=run"), (20, "resume=run")])
-def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, monkeypatch, batch, again):
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, batch, again):
     """At 4 nothing has been saved; at 20 nothing of the second stage."""
     expected, run = whole("pretrained"), tmp_path / "run"
-    step, seen = Learner.training_step, []
-
-    def training_step(module, *given):
-        seen.append(1)
-        if len(seen) == batch:
-            raise runs.Crash
-        return step(module, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(runs.Crash):
-        patch.setattr(Learner, "training_step", training_step)
-        runs.train(*arguments("pretrained", expected, run))
+    runs.crash_at_batch(batch, *arguments("pretrained", expected, run))
     given = (f"resume={run}",) if again == "resume=run" else (*arguments("pretrained", expected, run), again)
     assert runs.train(*given) == 0
     runs.assert_same_run(expected, run)
@@ -233,3 +223,8 @@ def test_sub_trees_of_listops_come_after_their_tokens(tmp_path, monkeypatch):
     assert task.spec.final and not pretext.objective.spec.final
     assert runs.train(*options, "run_dir=run") == 0
     assert (tmp_path / "run" / "pretrain" / "result.json").exists()
+
+
+def test_a_student_is_not_pretrained_as_its_teacher_was():
+    teacher = compose([*runs.DIGITS, "mixer=softmax", "pretrain=masked"])
+    assert student_config(teacher, parse_distill(["teacher", "mixer=taylor"])).pretrain.name == "none"

@@ -49,19 +49,10 @@ def test_sigterm_twice_over(tmp_path, whole, capsys):
 
 
 @pytest.mark.parametrize("batch", [3, 12, 19])
-def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, monkeypatch, batch):
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(tmp_path, whole, batch):
     expected, run = whole("listops"), tmp_path / "run"
-    step, seen = Learner.training_step, []
-
-    def training_step(module, *arguments):
-        seen.append(1)
-        if len(seen) == batch:
-            raise runs.Crash
-        return step(module, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(runs.Crash):
-        patch.setattr(Learner, "training_step", training_step)
-        runs.train(*runs.KINDS["listops"], f"data_dir={expected.parent.parent / 'data'}", f"run_dir={run}")
+    data = f"data_dir={expected.parent.parent / 'data'}"
+    runs.crash_at_batch(batch, *runs.KINDS["listops"], data, f"run_dir={run}")
     with (run / "metrics.csv").open("a") as file:
         file.write("21,1,2.3,0.1")  # and half a line
     assert runs.train(f"resume={run}") == 0
