@@ -3,13 +3,14 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import train_runs as runs
 from torch import nn
 
-from tsla.training.checkpoints import CrashSafeIO, load_weights
+from tsla.training.checkpoints import Checkpoints, CrashSafeIO, latest_checkpoint, load_weights, read_checkpoint
 
 
 class Model(nn.Module):
@@ -51,6 +52,42 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
     write(tmp_path / "a.ckpt", Model())
     assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("operation", range(6))
+def test_a_kill_between_any_two_changes_of_names_leaves_a_last_checkpoint(tmp_path, monkeypatch, operation, links):
+    """Without hard links there is one moment when the newest goes by `previous` alone; resuming takes that."""
+    trainer = SimpleNamespace(
+        save_checkpoint=lambda path: write(path, Model()), is_global_zero=True, global_step=1,
+        strategy=SimpleNamespace(barrier=lambda: None),
+    )  # fmt: skip
+    checkpoints = Checkpoints(tmp_path, 1, monitor="val/accuracy")
+    checkpoints.save_last(trainer)
+    checkpoints.save_last(trainer)
+    left = [operation]
+
+    def killed_at(real, refused=False):
+        def change(*arguments, **options):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            if refused:
+                raise OSError(1, "Operation not permitted")
+            return real(*arguments, **options)
+
+        return change
+
+    for name in ("replace", "link", "unlink"):
+        monkeypatch.setattr(os, name, killed_at(getattr(os, name), refused=name == "link" and not links))
+    try:
+        checkpoints.save_last(trainer)
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    assert links is False or (tmp_path / "last.ckpt").exists()
+    found = latest_checkpoint(tmp_path, fall_back=False)
+    assert found is not None and read_checkpoint(found)["global_step"] == 3
 
 
 class Evil:

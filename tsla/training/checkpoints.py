@@ -100,6 +100,15 @@ def latest_checkpoint(folder: Path, *, fall_back: bool) -> Path | None:
     return None
 
 
+def _keep(file: Path, name: Path) -> None:
+    """Give a file a second name, so that it keeps its first until another one takes it: no moment is without both."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(file, name)
+    except OSError:  # a filesystem without hard links
+        os.replace(file, name)
+
+
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether this batch is followed by validation, which a checkpoint must hold: resuming does not repeat it."""
     assert isinstance(trainer.val_check_batch, int)
@@ -163,7 +172,7 @@ class Checkpoints(L.Callback):
         trainer.save_checkpoint(self.next)
         if trainer.is_global_zero:
             if self.last.exists():
-                os.replace(self.last, self.previous)
+                _keep(self.last, self.previous)
             os.replace(self.next, self.last)
         trainer.strategy.barrier()
         self.saved_step = trainer.global_step
