@@ -32,10 +32,13 @@ def in_process(monkeypatch):
         def __init__(self, command: list[str]) -> None:
             self.arguments = command[command.index("train") + 1 :]
 
-        def wait(self) -> int:
+            self.returncode: int | None = None
+
+        def poll(self) -> int:
             (name,) = (Path(a.removeprefix("run_dir=")).name for a in self.arguments if a.startswith("run_dir="))
             trained.append(name)
-            return statuses[name] if name in statuses else runs.train(*self.arguments)
+            self.returncode = statuses[name] if name in statuses else runs.train(*self.arguments)
+            return self.returncode
 
     monkeypatch.setattr("tsla.suite.subprocess", SimpleNamespace(Popen=Process))
     return trained, statuses
@@ -128,6 +131,9 @@ def test_train_m_is_the_same(tmp_path, monkeypatch, in_process):
         (["nowhere.yaml"], "nowhere.yaml does not exist"),
         (["mixer=tayler,none"], "(did you mean 'taylor'?)"),
         (["seed=0,1", "estimate=maybe"], "estimate ('maybe') must be true or false"),
+        (["seed=0,1", "jobs=0"], "jobs ('0') must be how many cells to train at a time, at least 1"),
+        (["seed=0,1", "jobs=two"], "jobs ('two') must be"),
+        (["lra_mni"], "lra_mni does not exist (did you mean 'lra_mini'?)"),
         (["seed=0,1", "resume=auto"], "a suite decides resume itself"),
     ],
 )

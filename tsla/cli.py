@@ -1,5 +1,6 @@
 """The command `tsla`. Reads its arguments without importing torch; each verb imports what it needs."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ tsla trains and compares transformers with linear-cost attention.
   tsla train resume=RUN_DIR       go on with a run that was stopped
   tsla train ... resume=auto      go on with the newest unfinished run of these
                                   options, or start one
-  tsla suite FILE | key=a,b ... [out=DIR] [estimate=false]
+  tsla suite FILE | NAME | key=a,b ... [out=DIR] [jobs=2] [estimate=false]
                                   train every combination; finished cells are
                                   skipped, killed ones gone on with
   tsla train -m key=a,b ...       the same
@@ -170,25 +171,27 @@ def _suite(arguments: list[str]) -> int:
     from datetime import datetime
 
     from tsla.config import ConfigError
-    from tsla.config.grid import cells_of, read_suite, suite_of
+    from tsla.config.grid import cells_of, find_suite, read_suite, suite_of
 
     files = [a for a in arguments if "=" not in a or Path(a).exists()]
     others = [a for a in arguments if a not in files]
-    options = {"estimate": "true"}
+    options = {"estimate": "true", "jobs": "1"}
     for key in options:
         for argument in [a for a in others if a.startswith(f"{key}=")]:
             options[key] = argument.partition("=")[2]
             others.remove(argument)
     if options["estimate"] not in ("true", "false"):
         raise UsageError(f"estimate ({options['estimate']!r}) must be true or false")
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", options["jobs"]):
+        raise UsageError(f"jobs ({options['jobs']!r}) must be how many cells to train at a time, at least 1")
     if len(files) > 1 or not arguments:
         raise UsageError("suite takes one file, or options with several values, such as seed=0,1,2")
     try:
         suite = suite_of(others)
         if files:
             if suite["grid"] or suite["overrides"]:
-                raise UsageError("suite takes a file or options, not both (out= and estimate= go with either)")
-            suite = {**read_suite(Path(files[0])), **{k: v for k, v in suite.items() if k == "out"}}
+                raise UsageError("suite takes a file or options, not both (out=, jobs= and estimate= go with either)")
+            suite = {**read_suite(find_suite(files[0])), **{k: v for k, v in suite.items() if k == "out"}}
         cells = cells_of(suite)
         from rich.console import Console
 
@@ -197,7 +200,9 @@ def _suite(arguments: list[str]) -> int:
         name = Path(files[0]).stem if files else f"{datetime.now():%Y%m%d-%H%M%S}"
         here = files[0] if files and Path(files[0]).is_dir() else None  # a suite's own folder, wherever it is now
         out = Path(here or suite.get("out") or Path("runs", "suites", name))
-        return run_suite(suite, cells, out, estimate=options["estimate"] == "true", console=Console())
+        return run_suite(
+            suite, cells, out, jobs=int(options["jobs"]), estimate=options["estimate"] == "true", console=Console()
+        )
     except ConfigError as error:
         raise usage("this suite does not work:", error) from None
 

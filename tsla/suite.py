@@ -2,14 +2,16 @@
 
 import csv
 import io
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
@@ -28,10 +30,13 @@ from tsla.training.run_dir import has_trained, is_finished, write_text
 from tsla.training.terminal import PLAIN, clock_time
 
 
-def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estimate: bool, console: Console) -> int:
-    """Train all cells that have no result yet, one after the other, and write the results; returns the exit status.
+def run_suite(
+    suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, jobs: int, estimate: bool, console: Console
+) -> int:
+    """Train all cells that have no result yet, `jobs` at a time, and write the results; returns the exit status.
 
-    A cell that fails does not keep the others from running; a signal ends the suite, and the same command goes on.
+    Of several cells at a time none shows its progress, and each has its share of the cores. A cell that fails does not
+    keep the others from running; a signal ends the suite, and the same command goes on.
     """
     _check_folders(cells, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -39,14 +44,12 @@ def run_suite(suite: dict[str, Any], cells: Sequence[Cell], out: Path, *, estima
     left = [cell for cell in cells if not _finished(out, cell)]
     seconds = _estimate(left, console) if estimate and left else {}
     console.print(_plan(cells, left, seconds))
-    in_all = f", about {clock_time(sum(seconds.values()))} in all" if seconds else ""
+    in_all = f", about {clock_time(sum(seconds.values()))} in all" if seconds and jobs == 1 else ""
     console.print(f"{len(left)} of {len(cells)} cells to train{in_all}", highlight=False)
     failed = []
-    for number, cell in enumerate(left, 1):
-        console.rule(f"{cell.name}  ({number} of {len(left)})")
-        status, stopped = _train(cell, out / cell.name)
+    for cell, status, stopped in _trained(left, out, jobs, console):
         if stopped:
-            console.print(f"stopped; go on with: tsla suite {out}", **PLAIN)
+            console.print(f"stopped; go on with: tsla suite {out}{f' jobs={jobs}' * (jobs > 1)}", **PLAIN)
             return 128 + stopped
         if status == 128 + signal.SIGKILL:
             console.print(f"{cell.name} was killed: by something that runs short of memory?", style="red", **PLAIN)
@@ -133,41 +136,67 @@ def _seconds_of(config: Config) -> float:
     return measure(config).seconds
 
 
-def _train(cell: Cell, folder: Path) -> tuple[int, int | None]:
-    """Exit status of `tsla train` in a process of its own, and the signal that ended it, if one was meant to.
+def _trained(cells: Sequence[Cell], out: Path, jobs: int, console: Console) -> Iterator[tuple[Cell, int, int | None]]:
+    """Each cell as its `tsla train` ends, with the exit status, and the signal that ended it if one was meant to.
 
-    Signals that come here go there, and it is waited for.
+    A signal that comes here, or ends one of several, goes to all that run; then the last of them is told.
     """
-    where = as_argument("run_dir", str(folder))
-    command = [sys.executable, "-m", "tsla.cli", "train", *cell.arguments, where, "resume=auto"]
-    with _passed_on() as (child, received):
-        process = subprocess.Popen(command)
-        child.append(process)
-        for signum in received:  # while it was being started
-            process.send_signal(signum)
-        status = process.wait()
-    status = status if status >= 0 else 128 - status
-    asked = [status - 128] if status in (128 + signal.SIGINT, 128 + signal.SIGTERM) else received
-    return status, asked[0] if asked else None
+    waiting = list(enumerate(cells, 1))
+    with _passed_on() as (running, received, pass_on):
+        while running or (waiting and not received):
+            while waiting and len(running) < jobs and not received:
+                number, cell = waiting.pop(0)
+                told = f"{cell.name}  ({number} of {len(cells)})"
+                if jobs == 1:
+                    console.rule(told)
+                else:
+                    console.print(f"{datetime.now():%H:%M:%S}  {told}", **PLAIN)
+                process = _start(cell, out / cell.name, jobs)
+                running[process] = cell
+                for signum in received:  # while it was being started
+                    process.send_signal(signum)
+            ended = next((process for process in running if process.poll() is not None), None)
+            if ended is None:
+                time.sleep(0.05)
+                continue
+            cell, status = running.pop(ended), ended.returncode
+            status = status if status >= 0 else 128 - status
+            if status in (128 + signal.SIGINT, 128 + signal.SIGTERM) and not received:
+                pass_on(status - 128, None)
+            if not received:
+                yield cell, status, None
+            elif not running:
+                yield cell, status, received[0]
+
+
+def _start(cell: Cell, folder: Path, jobs: int) -> "subprocess.Popen[bytes]":
+    """`tsla train` of a cell, in a process of its own; of several at a time in silence, and on a share of the cores."""
+    command = [sys.executable, "-m", "tsla.cli", "train", *cell.arguments, as_argument("run_dir", str(folder)),
+               "resume=auto"]  # fmt: skip
+    if jobs == 1:
+        return subprocess.Popen(command)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    return subprocess.Popen(command, env=share | os.environ, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
-def _passed_on() -> Iterator[tuple[list["subprocess.Popen[bytes]"], list[int]]]:
-    """SIGINT and SIGTERM go on to the processes in the first list, and are kept in the second.
+def _passed_on() -> Iterator[tuple[dict["subprocess.Popen[bytes]", Cell], list[int], Callable[[int, Any], None]]]:
+    """What runs; the signals that came; and what is done with one: it goes on to all that run, and is kept.
 
     From a terminal they come to a process twice, which takes them for one.
     """
-    child: list[subprocess.Popen[bytes]] = []
+    running: dict[subprocess.Popen[bytes], Cell] = {}
     received: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        for process in child:
+        for process in running:
             process.send_signal(signum)
 
     earlier = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield child, received
+        yield running, received, pass_on
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)

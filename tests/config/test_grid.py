@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tsla.config import ConfigError
-from tsla.config.grid import cells_of, read_suite, suite_of
+from tsla.config.compose import config_root
+from tsla.config.grid import cells_of, find_suite, read_suite, suite_of
 from tsla.config.mixers import MIXERS
 
 SUITE = {
@@ -28,6 +29,52 @@ def test_every_combination_is_a_cell():
     for group in {cell.group for cell in cells}:
         first, *others = (replace(cell.config, seed=0) for cell in cells if cell.group == group)
         assert others == [first, first]
+
+
+def test_named_variants_of_several_kinds_are_combined_and_their_cells_go_by_the_names():
+    cells = cells_of({
+        "variants": {
+            "task": {"pixels": ["experiment=digits", "seed=0,1,2"], "brackets": ["experiment=listops_short"]},
+            "model": {"ours": ["mixer=taylor", "mixer.order=2,4"], "hybrid": ["model.layers=[window,taylor]"]},
+        },
+        "overrides": ["trainer.max_steps=9"],
+    })  # fmt: skip
+    assert [cell.name for cell in cells] == [
+        "pixels_ours_seed0_order2", "pixels_ours_seed0_order4", "pixels_hybrid_seed0",
+        "pixels_ours_seed1_order2", "pixels_ours_seed1_order4", "pixels_hybrid_seed1",
+        "pixels_ours_seed2_order2", "pixels_ours_seed2_order4", "pixels_hybrid_seed2",
+        "brackets_ours_order2", "brackets_ours_order4", "brackets_hybrid",
+    ]  # fmt: skip
+    assert [cell.group for cell in cells[-6:-3]] == ["pixels_ours_order2", "pixels_ours_order4", "pixels_hybrid"]
+    assert cells[4].config.seed == 1 and cells[4].config.mixer.order == 4 and cells[4].config.trainer.max_steps == 9
+    assert cells[-1].config.model.layers == ["window", "taylor"]
+
+
+def test_the_suites_of_ours_go_by_their_names(tmp_path, monkeypatch):
+    """Every one of them composes, and a file of the same name comes first."""
+    monkeypatch.chdir(tmp_path)
+    found = [path.stem for path in (config_root() / "suite").glob("*.yaml")]
+    assert "lra_mini" in found
+    for name in found:
+        assert len(cells_of(read_suite(find_suite(name)))) > 1
+    with pytest.raises(ConfigError, match=r"lra_mni does not exist \(did you mean 'lra_mini'\?\)"):
+        find_suite("lra_mni")
+    with pytest.raises(ConfigError, match=r"nothing_like_it does not exist; suites here: .*lra_mini"):
+        find_suite("nothing_like_it")
+    (tmp_path / "lra_mini").mkdir()
+    assert find_suite("lra_mini") == Path("lra_mini")
+
+
+def test_lra_mini_has_the_cells_of_three_seeds_that_are_quick():
+    cells = cells_of(read_suite(find_suite("lra_mini")))
+    seeds = {}
+    for cell in cells:
+        seeds.setdefault(cell.group, set()).add(cell.config.seed)
+    tasks = {cell.config.experiment for cell in cells}
+    assert tasks == {"digits", "mqar", "dna_strand", "listops_short", "r8", "retrieval", "fashion", "pathfinder"}
+    assert len(seeds) == 8 * len(tasks)
+    for group, found in seeds.items():
+        assert found == ({0, 1, 2} if group.startswith(("digits", "mqar", "dna_strand")) else {0})
 
 
 def test_the_command_line_says_the_same():
@@ -110,7 +157,14 @@ def test_a_file_comes_back(tmp_path):
         ("grd: {}", "grd is not a part of a suite (did you mean 'grid'?)"),
         ("grid: [1]", "grid must be a mapping"),
         ("overrides: {a: 1}", "overrides must be a list of key=value texts"),
-        ("variants: [[1]]", "variants must be a list of lists of key=value texts"),
+        ("variants: [[1]]", "a variant must be a list of key=value texts"),
+        ("variants: 3", "variants must be a list, or a mapping"),
+        ("variants: {a: [[mixer=none]]}", "variants must be a list, or a mapping"),
+        ("variants: {a: {b: {c: d}}}", "a variant must be a list of key=value texts"),
+        ("variants: {a: {../b: [mixer=none]}}", "its name letters, digits and ._+-"),
+        ("variants: {a: {..: [mixer=none]}}", "its name letters, digits and ._+-"),
+        ("variants: {a: {b: ['mixer=[']}}", "cannot be read"),
+        ("variants: {a: {b: ['seed=0,[']}}", "cannot be read"),
         ("out: [a]", "out must be a folder"),
         ("- a", "must hold a mapping"),
         ("grid: {a: [", "is not a suite"),

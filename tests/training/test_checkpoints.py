@@ -1,5 +1,6 @@
 """Checkpoints: never half-written, the best one kept, and one clear error for what cannot be read."""
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -80,10 +81,8 @@ def test_a_kill_between_any_two_changes_of_names_leaves_a_last_checkpoint(tmp_pa
 
     for name in ("replace", "link", "unlink"):
         monkeypatch.setattr(os, name, killed_at(getattr(os, name), refused=name == "link" and not links))
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         checkpoints.save_last(trainer)
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     assert links is False or (tmp_path / "last.ckpt").exists()
     found = latest_checkpoint(tmp_path, fall_back=False)

@@ -11,7 +11,19 @@ A suite file holds, all but one of the first two optional::
     overrides: [trainer.max_steps=100]   # of all cells
     out: runs/suites/small         # where the cells go, a folder each
 
-``mixer=all`` stands for every mixer that has the direction of the cell's model, causal or not.
+Variants may have names, by which their cells then go, and there may be several kinds of them, all combined; an option
+of theirs may have several values::
+
+    variants:
+      task:
+        digits: [experiment=digits, "seed=0,1,2"]
+        recall: [experiment=mqar, trainer.max_steps=800]
+      model:
+        taylor: [mixer=taylor]
+        control: [mixer=none, model.short_conv=0]
+
+``mixer=all`` stands for every mixer that has the direction of the cell's model, causal or not. The suites in
+``configs/suite`` go by their names.
 """
 
 import itertools
@@ -20,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsla.config.compose import compose, load_yaml
+from tsla.config.compose import compose, config_root, load_yaml
 from tsla.config.mixers import MIXERS
 from tsla.config.options import ConfigError, as_argument, did_you_mean
 from tsla.config.schema import GROUPS, Config
@@ -28,6 +40,14 @@ from tsla.config.schema import GROUPS, Config
 KEYS = ("grid", "variants", "overrides", "out")
 EVERY_MIXER = "mixer=all"
 FORBIDDEN = ("run_dir", "resume", "dry_run")  # a suite decides them
+
+
+class Point(NamedTuple):
+    """One of the values that are combined: options that go together, and those of them that no name speaks for."""
+
+    name: str
+    options: list[str]
+    unnamed: list[str]
 
 
 class Cell(NamedTuple):
@@ -41,6 +61,21 @@ class Cell(NamedTuple):
     group: str
     arguments: tuple[str, ...]
     config: Config
+
+
+def find_suite(name: str) -> Path:
+    """The file or folder of that name; or the suite of ours that it names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    ours = {path.stem: path for path in sorted((config_root() / "suite").glob("*.yaml"))}
+    if Path(name).exists() or name not in ours:
+        if not Path(name).exists():
+            told = did_you_mean(name, ours) or f"; suites here: {', '.join(ours)}"
+            raise ConfigError([f"{name} does not exist{told}"])
+        return Path(name)
+    return ours[name]
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -62,12 +97,12 @@ def read_suite(path: Path) -> dict[str, Any]:
     problems = [f"{file}: {key} is not a part of a suite{did_you_mean(key, KEYS)}" for key in suite if key not in KEYS]
     if not isinstance(suite.get("grid", {}), dict):
         problems.append(f"{file}: grid must be a mapping from options to lists of values")
-    for key in ("overrides", "variants"):
-        value = suite.get(key, [])
-        items = value if key == "overrides" or not isinstance(value, list) else [i for v in value for i in _listed(v)]
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in items):
-            problems.append(f"{file}: {key} must be a list of " + ("" if key == "overrides" else "lists of ")
-                            + "key=value texts")  # fmt: skip
+    if not _are_texts(suite.get("overrides", [])):
+        problems.append(f"{file}: overrides must be a list of key=value texts")
+    try:
+        _axes(suite.get("variants"))
+    except ConfigError as error:
+        problems += [f"{file}: {problem}" for problem in error.problems]
     if not isinstance(suite.get("out", ""), str):
         problems.append(f"{file}: out must be a folder")
     if problems:
@@ -122,15 +157,14 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
     }
     if every := EVERY_MIXER in grid.get("mixer", ()):
         grid["mixer"] = [f"mixer={name}" for name in MIXERS]
-    variants = [_listed(variant) for variant in suite.get("variants") or [[]]]
+    axes = _axes(suite.get("variants"))
+    axes += [[Point("", [argument], [argument]) for argument in values] for values in grid.values()]
     common = list(suite.get("overrides") or [])
     problems: dict[str, list[str]] = {}
     cells: list[Cell] = []
-    for combination in itertools.product(variants, *grid.values()):
-        variant, values = combination[0], combination[1:]
-        own = [*variant, *values]
-        arguments = (*common, *own)
-        name = _name(own)
+    for points in itertools.product(*axes):
+        arguments = (*common, *(argument for point in points for argument in point.options))
+        name = _joined(points)
         found = [f"{argument}: a suite decides {argument.split('=')[0]} itself" for argument in arguments
                  if argument.split("=")[0].lstrip("+") in FORBIDDEN]  # fmt: skip
         try:
@@ -145,7 +179,7 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
         for problem in found:
             problems.setdefault(problem, []).append(name)
         if not found:
-            group = _name([a for a in own if not a.startswith("seed=")]) or config.experiment
+            group = _joined(points, without="seed=") or config.experiment
             cells.append(Cell(name or config.experiment, group, arguments, config))
     for first, second in itertools.combinations(cells, 2):
         if first.config == second.config:
@@ -153,6 +187,47 @@ def cells_of(suite: Mapping[str, Any]) -> list[Cell]:
     if problems:
         raise ConfigError([f"{problem} ({_some(names)})" for problem, names in problems.items()])
     return _with_distinct_names(cells)
+
+
+def _axes(variants: Any) -> list[list[Point]]:
+    """The points of each kind of variant; one with an option of several values is several of them.
+
+    Raises:
+        ConfigError: no such thing.
+    """
+    kinds = variants.values() if isinstance(variants, dict) else [variants or [[]]]
+    axes: list[list[Point]] = []
+    for kind in kinds:
+        named = kind.items() if isinstance(variants, dict) and isinstance(kind, dict) else None
+        if named is None and (isinstance(variants, dict) or not isinstance(kind, list)):
+            raise ConfigError(["variants must be a list, or a mapping of kinds to names and their options"])
+        axes.append([])
+        for name, options in named or [("", options) for options in kind]:
+            if not _are_texts(options := _listed(options)) or not re.fullmatch(r"(\w[\w.+-]*)?", str(name)):
+                raise ConfigError([f"a variant must be a list of key=value texts, its name letters, digits and ._+-, "
+                                   f"got {f'{name}: ' * bool(name)}{options}"])  # fmt: skip
+            for values in itertools.product(*map(_values, options)):
+                swept = [value for value, option in zip(values, options, strict=True) if value != option]
+                axes[-1].append(Point(str(name), [*values], swept if name else [*values]))
+    return axes
+
+
+def _values(argument: str) -> list[str]:
+    """An argument, or of one with several values (``seed=0,1,2``) one for each."""
+    if "," not in argument:
+        return [argument]
+    key, values = next(iter(suite_of([argument])["grid"].items()), ("", []))
+    return [as_argument(key, value) for value in values] or [argument]
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _joined(points: Sequence[Point], without: str = "\0") -> str:
+    """What a cell is called: names, then options that no name speaks for, but for those that begin `without`."""
+    unnamed = [a for point in points for a in point.unnamed if not a.startswith(without)]
+    return "_".join(part for part in (*(point.name for point in points), _name(unnamed)) if part)
 
 
 def _name(arguments: Sequence[str]) -> str:
