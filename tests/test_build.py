@@ -9,7 +9,7 @@ import train_runs as runs
 
 from tsla import build, load_model
 from tsla.build_mixer import Place, build_mixer
-from tsla.config import compose, members
+from tsla.config import ConfigError, compose, members
 from tsla.config.mixers import MIXERS
 from tsla.mixers import (
     FourierAttention,
@@ -29,6 +29,7 @@ from tsla.mixers import (
 from tsla.models import SequenceClassifier, SRMSNorm
 from tsla.tasks.digits import Digits
 from tsla.tasks.listops import ListOps
+from tsla.tasks.listops_grammar import TOKENS
 from tsla.training.clock import Limits
 
 SPEC = runs.spec(image=(8, 8))
@@ -177,6 +178,18 @@ def test_mixers_that_own_their_projections_take_heads_from_one_another():
 def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():
     softmax, taylor = mixers("mixer=softmax", "model.layers=[softmax,taylor]", "mixer.heads=4")
     assert softmax.head_dim == taylor.head_dim == 8
+
+
+def test_bracket_depth_knows_the_brackets_of_the_task():
+    config = compose(["experiment=listops_short", "model.bracket_depth=true", "model.dim=32"])
+    model = build.build_model(config.model, config.mixer, runs.spec(inputs="listops", vocab_size=len(TOKENS)))
+    steps = dict(zip(TOKENS, model.encoder.brackets.steps.tolist(), strict=True))
+    assert {token for token, step in steps.items() if step == 1} == {"[MIN", "[MAX", "[MED", "[SM"}
+    assert {token for token, step in steps.items() if step == -1} == {"]"}
+    with pytest.raises(ValueError, match=r"bracket_depth=true needs a task of brackets, which x is not"):
+        build.build_model(config.model, config.mixer, SPEC)
+    with pytest.raises(ConfigError, match=r"model.bracket_depth=true needs a task of brackets \(listops, .*got digits"):
+        compose(["experiment=digits", "model.bracket_depth=true"])
 
 
 def test_the_model_fits_the_task():

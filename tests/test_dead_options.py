@@ -27,6 +27,7 @@ from tsla.training.run_dir import RunDir
 
 SMALL = ("experiment=digits", "model.dim=16", "trainer.accelerator=cpu", "optim.warmup_steps=5")
 VISION = ("model=vision",)
+FEW = (*ROWS[:1], "task.train_rows=300", "task.eval_rows=5", "trainer.batch_tokens=300")
 MASKED = ("pretrain=masked",)
 
 
@@ -80,6 +81,11 @@ def start(config: Config) -> object:
     return [p.sum().item() for p in model.parameters()]
 
 
+def parts(config: Config) -> object:
+    """The parameters of the model of the task itself."""
+    return [name for name, _ in initial_model(config, build.build_task(config).spec).named_parameters()]
+
+
 def outcome(config: Config) -> object:
     """What a command leaves behind."""
     assert cli._new_run(config, resume=False) == 0
@@ -111,6 +117,7 @@ CASES: dict[str, dict[str, Case]] = {
         "layers": Case(model, ("[]", "[taylor,window]", "[softmax,taylor]", "[taylor,none]")),
         "short_conv": Case(model, ("0", "1", "4")),
         "conv_embedding": Case(model, ("false", "true")),
+        "bracket_depth": Case(parts, ("false", "true"), ROWS),
         "embedding_scale": Case(model, ("false", "true")),
         "loops": Case(model, ("1", "2", "3")),
         "norm": Case(model, ("layer", "srms", "rms"), (), "model.norm ('rms') must be one of layer, srms"),
@@ -155,6 +162,10 @@ CASES: dict[str, dict[str, Case]] = {
         "batch_tokens": Case(data, ("640", "641", "6400")[::2]),
         "batch_rows": Case(data, ("null", "7", "8")),
         "accumulate": Case(training, ("1", "2")),
+        "curriculum": Case(data, ("length", "depth", "none"), (*FEW, "trainer.curriculum_steps=50"),
+                           "trainer.curriculum_steps (50) needs trainer.curriculum=length or depth"),
+        "curriculum_steps": Case(data, ("1", "20", "null"), (*FEW, "trainer.curriculum=length"),
+                                 "trainer.curriculum=length needs trainer.curriculum_steps"),
         "validate_every": Case(training, ("10", "20")),
         "checkpoint_every": Case(training, ("10", "20")),
         "precision": Case(training, ("fp32", "bf16")),

@@ -18,6 +18,7 @@ from tsla.config.schema import (
     ModelConfig,
     PretrainOptions,
     TensorboardLoggerConfig,
+    TrainerConfig,
     VisionConfig,
     WandbLoggerConfig,
 )
@@ -49,7 +50,8 @@ from tsla.tasks.dna import DnaStrand
 from tsla.tasks.files import Files
 from tsla.tasks.images import Images
 from tsla.tasks.listops import ListOps
-from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
+from tsla.tasks.listops_grammar import CLOSER, OPENER
+from tsla.tasks.loading import Batch, Curriculum, LengthBatches, Loader, Rows
 from tsla.tasks.mqar import Mqar
 from tsla.tasks.pathfinder import Pathfinder
 from tsla.tasks.recall import Induction, SelectiveCopy
@@ -129,13 +131,21 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
         causal=model.causal, positions=model.positions, max_length=spec.max_length, norm=model.norm,
         feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv,
         conv_embedding=model.conv_embedding, embedding_scale=model.embedding_scale, dropout=model.dropout,
-        loops=model.loops, gradient_checkpointing=model.gradient_checkpointing,
+        loops=model.loops, brackets=_brackets(spec) if model.bracket_depth else None,
+        gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":
         return TokenClassifier(encoder, num_classes=spec.outputs, dropout=model.dropout)
     return SequenceClassifier(
         encoder, num_classes=spec.outputs, pool=model.pool, pairs=spec.pairs, dropout=model.dropout
     )
+
+
+def _brackets(spec: TaskSpec) -> list[int]:
+    """What each token id does to the number of open brackets."""
+    if spec.inputs != "listops":
+        raise ValueError(f"model.bracket_depth=true needs a task of brackets, which {spec.name} is not")
+    return [(token >= OPENER) - 2 * (token == CLOSER) for token in range(spec.vocab_size or 0)]
 
 
 def _vision(model: VisionConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) -> VisionTransformer:
@@ -206,6 +216,7 @@ def build_loaders(
         batches = LengthBatches(
             rows.padded, config.trainer.batch_tokens, batch_rows=config.trainer.batch_rows,
             seed=config.seed if training else None, rank=rank, world=world, drop_uneven=training,
+            curriculum=_curriculum(config.trainer, rows, world) if training else None,
         )  # fmt: skip
         if (count := len(batches.cuts) - 1) < world:
             raise ValueError(
@@ -215,6 +226,14 @@ def build_loaders(
         workers = config.trainer.workers if training else 0
         loaders.append(Loader(rows, batches, workers=workers, pin_memory=pinned, pose=pose))
     return loaders
+
+
+def _curriculum(trainer: TrainerConfig, rows: Rows, world: int) -> Curriculum | None:
+    """Its limit is told by batches, of which a step takes some from each process."""
+    if trainer.curriculum == "none":
+        return None
+    steps = trainer.curriculum_steps or 0
+    return Curriculum(trainer.curriculum, rows.hardness(trainer.curriculum), steps * trainer.accumulate * world)
 
 
 def build_optim(config: Config) -> OptimSettings:

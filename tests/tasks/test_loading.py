@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsla.tasks.base import IGNORE
-from tsla.tasks.loading import Batch, LengthBatches, Loader, Rows
+from tsla.tasks.loading import Batch, Curriculum, LengthBatches, Loader, Rows
 from tsla.tasks.store import load_split, save_split
 
 FEATURES = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
@@ -88,6 +88,61 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert len(groups[0] & groups[1]) <= len(groups[0]) // 3  # rows meet others, not only the batches each other
     firsts = [max(LENGTHS[row] for row in rows) for rows in orders[0, 0]]
     assert firsts != sorted(firsts)
+
+
+def curriculum(kind: str, hardness: list[int], count: int, number: int = 0, **options) -> list[list[int]]:
+    made = Curriculum(kind, np.array(hardness, dtype=np.int64), count)
+    return epoch(batches(curriculum=made, **options), number)
+
+
+@pytest.mark.parametrize(("kind", "hardness"), [("length", LENGTHS), ("depth", [row % 7 + 1 for row in range(101)])])
+def test_a_curriculum_lets_no_row_come_before_its_time(kind, hardness, monkeypatch):
+    """The limit by hand: from the easiest to the hardest, by a factor or by a number; then every row of an epoch."""
+    monkeypatch.setattr("tsla.tasks.loading.LEAST", 1)
+    low, high, whole = min(hardness), max(hardness), sorted(range(101))
+    total = len(curriculum(kind, hardness, 1))
+    seen = []
+    for number in range(3):
+        made = curriculum(kind, hardness, total + 7, number)
+        assert len(made) == total
+        for at, rows in enumerate(made, start=number * total):
+            gone = min(at / (total + 7), 1)
+            limit = low * (high / low) ** gone if kind == "length" else low + (high - low) * gone
+            easiest = min(max(hardness[row] for row in rows) for rows in made)  # there has to be some batch
+            assert max(hardness[row] for row in rows) <= max(limit, easiest if number == 0 else 0) + 1e-9
+            assert len(rows) == 1 or len(rows) * max(LENGTHS[row] for row in rows) <= BUDGET
+        seen.append(sorted(flat(made)))
+    assert seen[0] != whole and seen[2] == whole  # an epoch as ever, once it is over
+    assert len(set(seen[0])) > 20 and max(hardness[row] for row in seen[1]) == high
+    assert curriculum(kind, hardness, total + 7) != curriculum(kind, hardness, total + 7, seed=1)
+    assert sorted(flat(curriculum(kind, hardness, total, 1))) == whole
+
+
+def test_a_curriculum_is_gone_on_with_and_shared_as_any_order():
+    whole = curriculum("length", LENGTHS, 20)
+    source = batches(curriculum=Curriculum("length", np.array(LENGTHS), 20))
+    source.start = 9
+    assert epoch(source) == whole[9:]
+    ranks = [curriculum("length", LENGTHS, 20, rank=rank, world=2) for rank in (0, 1)]
+    assert [ranks[at % 2][at // 2] for at in range(len(whole))] == whole
+
+
+def test_a_curriculum_begins_with_more_than_one_batch():
+    lengths = [2] * 1000 + [30] * 400
+    made = curriculum("length", lengths, 1000, lengths=lengths, budget=60)
+    firsts = {tuple(sorted(rows)) for rows in made[:60]}
+    assert len(firsts) > 8 and all(lengths[row] == 2 for rows in firsts for row in rows)
+
+
+def test_hardness_of_rows():
+    rows = {"input_ids": [[1] * n for n in (3, 1, 2)], "label": [0, 1, 2], "depth": [4, 1, 2]}
+    made = Rows(Dataset.from_dict(rows), SPEC)
+    assert made.hardness("length").tolist() == [3, 1, 2] and made.hardness("depth").tolist() == [4, 1, 2]
+    dense = {"input_ids": [[1] * 3, [1]], "label": [[0, -100, 1], [0]], "depth": [[1, 3], [2]]}
+    tokens = Rows(Dataset.from_dict(dense), runs.spec(256, 10, target="tokens"))
+    assert tokens.hardness("depth").tolist() == [3, 2]
+    with pytest.raises(ValueError, match=r"a curriculum of depth needs rows with a depth, which those of x lack"):
+        Rows(DATA, SPEC).hardness("depth")
 
 
 def test_evaluation_is_sorted_and_the_same_each_time():

@@ -13,6 +13,7 @@ from tsla.config.schema import (
 )
 from tsla.config.tasks import (
     IMAGES,
+    LISTOPS,
     DnaStrandConfig,
     FilesConfig,
     GreyConfig,
@@ -232,6 +233,8 @@ def _model(config: Config) -> Iterator[str]:
         yield from _vision(config, model)
     elif model.positions == "sinusoidal" and model.dim % 2:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
+    if isinstance(model, EncoderConfig) and model.bracket_depth and not isinstance(config.task, ListOpsConfig):
+        yield f"model.bracket_depth=true needs a task of brackets ({', '.join(LISTOPS)}), got {config.task.name}"
     if isinstance(model, EncoderConfig) and model.conv_embedding and model.dim < 4:
         yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
     if config.task.packing and isinstance(model, VisionConfig):
@@ -265,8 +268,19 @@ def _trainer(config: Config) -> Iterator[str]:
     trainer = config.trainer
     if trainer.compile and config.task.packing:
         yield "trainer.compile=true and task.packing=true: packed batches have ever new shapes, each compiled anew"
+    yield from _curriculum(config)
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_minutes is None:
         yield "give trainer.max_steps, trainer.max_epochs or trainer.max_minutes: training needs an end"
+
+
+def _curriculum(config: Config) -> Iterator[str]:
+    kind, steps = config.trainer.curriculum, config.trainer.curriculum_steps
+    if kind == "none" and steps is not None:
+        yield f"trainer.curriculum_steps ({steps}) needs trainer.curriculum=length or depth"
+    if kind != "none" and steps is None:
+        yield f"trainer.curriculum={kind} needs trainer.curriculum_steps: how many until all rows may come"
+    if kind == "depth" and not isinstance(config.task, ListOpsConfig):
+        yield f"trainer.curriculum=depth needs a task of trees ({', '.join(LISTOPS)}), got {config.task.name}"
 
 
 def _optim(config: Config) -> Iterator[str]:

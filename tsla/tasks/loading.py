@@ -15,7 +15,28 @@ from torch.utils.data import Dataset as TorchDataset
 from tsla.tasks.base import IGNORE, PAD, TaskSpec
 
 Array = NDArray[Any]
+LEAST = 16  # batches that a curriculum begins with: one alone would be learnt by heart
 BUCKETS = 16  # steps between the shortest and the longest row: finer pads less, coarser mixes rows more
+
+
+class Curriculum(NamedTuple):
+    """Easy rows first: none is harder than a limit that grows from the easiest to the hardest (Bengio et al., 2009).
+
+    kind: of hardness: ``"length"`` of rows, whose limit grows by the same factor from batch to batch; or ``"depth"`` of
+        their trees, whose limit grows by the same number.
+    hardness: of each row, ``(rows,)``.
+    batches: after so many, those of all processes together, the limit is that of the hardest.
+    """
+
+    kind: str
+    hardness: NDArray[np.int64]
+    batches: int
+
+    def limit(self, batch: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The hardest that a row of these batches may be, which are counted from the beginning of training."""
+        low, high = max(1.0, float(self.hardness.min())), float(self.hardness.max())
+        gone = np.minimum(batch / self.batches, 1.0)
+        return low * (high / low) ** gone if self.kind == "length" else low + (high - low) * gone
 
 
 class Batch(NamedTuple):
@@ -100,12 +121,24 @@ class Rows(TorchDataset[Batch]):
             raise ValueError(f"rows have the inputs {', '.join(columns)}, {spec.name} needs {1 + bool(spec.pairs)}")
         self.lengths = np.sum([one.lengths for one in self.inputs], axis=0)
         self.targets: Any = self._targets(table["label"])
+        self.depths = table["depth"] if "depth" in table.column_names else None
         self.slices: dict[str, list[Any]] = {
             name: _flat(table[name].to_pylist()) for name in sorted({*table.column_names} - {*columns, "label"})
         }
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def hardness(self, kind: str) -> NDArray[np.int64]:
+        """Of each row, as a `Curriculum` wants it, ``(rows,)``."""
+        if kind == "length":
+            return self.lengths
+        if self.depths is None:
+            raise ValueError(f"a curriculum of {kind} needs rows with a depth, which those of {self.spec.name} lack")
+        if pa.types.is_integer(self.depths.type):
+            return self.depths.to_numpy().astype(np.int64)
+        each = Ragged(self.depths)  # of every closing bracket: a row is as deep as the deepest
+        return np.array([each[row].max() for row in range(len(each))], dtype=np.int64)
 
     @property
     def padded(self) -> NDArray[np.int64]:
@@ -181,24 +214,31 @@ class LengthBatches:
         seed: of the order; None keeps rows sorted and batches unshuffled, as evaluation wants.
         rank, world: this process and their number; process r takes every world-th batch.
         drop_uneven: leave out the last batches so that all processes take the same number, as training needs.
+        curriculum: until it is over, batches are drawn, each anew, from those without a row beyond its limit.
     """
 
     def __init__(
         self, lengths: NDArray[np.int64], batch_tokens: int, *, batch_rows: int | None = None, seed: int | None,
-        rank: int = 0, world: int = 1, drop_uneven: bool = False,
+        rank: int = 0, world: int = 1, drop_uneven: bool = False, curriculum: Curriculum | None = None,
     ) -> None:  # fmt: skip
         step = max(1, int(lengths.max(initial=1)) // BUCKETS)
         self.bucket = -(-lengths // step)
         self.seed, self.epoch, self.start = seed, 0, 0
         self.rank, self.world = rank, world
         self.sampler = self  # Lightning looks for set_epoch there
-        widest = np.sort(self.bucket, kind="stable") * step
-        cuts, start = [0], 0
-        for row, width in enumerate(np.minimum(widest, lengths.max(initial=1))):
-            count = row - start + 1  # with this row
-            if row > start and (count * width > batch_tokens or count > (batch_rows or count)):
-                start = row
+        self.curriculum = curriculum
+        self.key = self.bucket  # rows that are alike in it go together
+        if curriculum is not None:
+            self.key = curriculum.hardness * (self.bucket.max(initial=0) + 1) + self.bucket
+        rows = np.argsort(self.key, kind="stable")
+        cuts, start, widest = [0], 0, 0
+        for row, width in enumerate(np.minimum(self.bucket[rows] * step, lengths.max(initial=1))):
+            count, widest = row - start + 1, max(widest, width)  # with this row
+            if row > start and (count * widest > batch_tokens or count > (batch_rows or count)):
+                start, widest = row, width
                 cuts.append(row)
+        if curriculum is not None:
+            self.hardest = np.maximum.reduceat(curriculum.hardness[rows], cuts)
         self.cuts = [*cuts, len(lengths)] if len(lengths) else [0]
         total = len(self.cuts) - 1
         self.count = total // world if drop_uneven else len(range(rank, total, world))
@@ -213,15 +253,29 @@ class LengthBatches:
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0
         if self.seed is None:
-            rows = np.argsort(self.bucket, kind="stable")
+            rows = np.argsort(self.key, kind="stable")
             order = np.arange(len(self.cuts) - 1)
         else:
             random = np.random.default_rng((self.seed, self.epoch))
-            rows = random.permutation(len(self.bucket))
-            rows = rows[np.argsort(self.bucket[rows], kind="stable")]
+            rows = random.permutation(len(self.key))
+            rows = rows[np.argsort(self.key[rows], kind="stable")]
             order = random.permutation(len(self.cuts) - 1)
+            if self.curriculum is not None:
+                order = self._easy_first(order, self.curriculum, random)
         for batch in order[self.rank :: self.world][start : self.count]:
             yield rows[self.cuts[batch] : self.cuts[batch + 1]].tolist()
+
+    def _easy_first(
+        self, order: NDArray[np.int64], curriculum: Curriculum, random: np.random.Generator
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """`order`, with batches that are easy enough where the curriculum is not over."""
+        batch = self.epoch * len(order) + np.arange(len(order))
+        easy = np.argsort(self.hardest, kind="stable")
+        allowed = np.searchsorted(self.hardest[easy], curriculum.limit(batch), side="right")
+        allowed = np.clip(allowed, min(LEAST, len(order)), len(order))
+        drawn = easy[random.integers(allowed)]
+        over = np.count_nonzero(batch < curriculum.batches)
+        return np.concatenate([drawn[:over], order[: len(order) - over]])
 
 
 class Loader(DataLoader[Any]):
