@@ -143,6 +143,12 @@ TASKS: dict[str, dict[str, Case]] = {
         "hub_revision": Case(data, ("null", "x"), ROWS, "task.hub_revision (x) needs task.source=hub"),
         "protocol": Case(data, ("default", "lra", "s4"), LONG_ROWS),
         "supervision": Case(data, ("root", "dense"), ROWS),
+        "easier": Case(
+            data,
+            ("[]", "[5/20/3/9]", "[5/20/3/8]", "[5/20/4/9,4/9/2/3]", "[5/20/3]"),
+            ROWS,
+            "task.easier ('5/20/3') must have the form min_length/max_length/max_depth/rows",
+        ),
     },
     "MqarConfig": {
         "name": Case(data, ("mqar", "mqar_mix"), MQAR),

@@ -57,6 +57,8 @@ class ListOpsConfig(SourcedConfig):
     hub_id: str | None = option(LRA_HUB, "for source=hub: a data set that holds basic_{train,val,test}.tsv")
     supervision: str = option("root", "what is learnt: the value of the whole, or, at every closing bracket, of what "
                               "it closes", choices=("root", "dense"))  # fmt: skip
+    easier: list[str] = option([], "more training rows, generated within other bounds, each min_length/max_length/"
+                               "max_depth/rows, such as 20/100/5/24000; see trainer.curriculum")  # fmt: skip
     train_rows: int | None = option(None, "rows of the training split; null: all, or 96000 generated", low=1)
     eval_rows: int | None = option(None, "rows of validation and of test; null: all, or 2000 generated, and 10000 "
                                    "to test listops_short", low=1)  # fmt: skip

@@ -107,9 +107,15 @@ def _listops(task: ListOpsConfig) -> Iterator[str]:
     if task.name != "listops" and (task.source != "offline" or task.protocol != "default"):
         yield f"task.source={task.source} and task.protocol={task.protocol} need task=listops, got {task.name}"
     elif task.source != "offline":
-        for name in ("min_length", "max_length", "max_depth", "max_args"):
+        for name in ("min_length", "max_length", "max_depth", "max_args", "easier"):
             if getattr(task, name) != getattr(ListOpsConfig(), name):
                 yield f"task.{name} ({getattr(task, name)}) needs task.source=offline: it is of the generator"
+
+    for text in task.easier:
+        parts = [int(part) for part in text.split("/") if part.isdecimal()]
+        if len(parts) != 4 or text.count("/") != 3 or not all(parts) or parts[0] + 1 >= parts[1] or parts[2] < 2:
+            yield (f"task.easier ({text!r}) must have the form min_length/max_length/max_depth/rows, such as "
+                   "20/100/5/24000, the depth at least 2")  # fmt: skip
 
 
 def _pathfinder(task: PathfinderConfig) -> Iterator[str]:

@@ -81,6 +81,8 @@ class ListOps:
         supervision: ``"root"``, a class for each row, its value; or ``"dense"``, a class at every closing bracket, the
             value of what it closes, the last of which is the row's. The spec's name then ends in ``dense``: figures
             with such help do not stand beside others.
+        easier: more training rows, generated within other bounds, for a model to begin with: each
+            ``min_length/max_length/max_depth/rows``, such as ``20/100/5/24000``. None of them is in another split.
         protocol: of ``listops``. With ``"default"`` a model is built for the longest row there is. Others build it for
             a published length and refuse files that have not as many rows as the release: ``"lra"``, 2000 tokens;
             ``"s4"``, 2048, and every row ends in an end token.
@@ -96,17 +98,21 @@ class ListOps:
         self, *, name: str = "listops", min_length: int = 500, max_length: int = 2000, max_depth: int = 10,
         max_args: int = 10, train_rows: int | None = None, eval_rows: int | None = None, seed: int = 0,
         source: str = "offline", path: Path | str | None = None, hub_id: str = LRA_HUB,
-        hub_revision: str | None = None, supervision: str = "root", protocol: str = "default",
+        hub_revision: str | None = None, supervision: str = "root", easier: Sequence[str] = (),
+        protocol: str = "default",
         cache_dir: Path | str = Path("data"), workers: int | None = None,
     ) -> None:  # fmt: skip
         check_source(source, path, seed=seed, protocol=protocol, stands_in=False)
         if name != "listops" and (protocol != "default" or source != "offline"):
             raise ValueError(f"name ({name!r}) must be listops for source={source} and protocol={protocol}")
+        if easier and source != "offline":
+            raise ValueError(f"easier ({', '.join(easier)}) needs source=offline: such rows are generated")
         if supervision not in SUPERVISIONS:
             raise ValueError(f"supervision ({supervision!r}) must be one of {', '.join(SUPERVISIONS)}")
         self.name, self.seed, self.source, self.protocol = name, seed, source, protocol
         self.dense = supervision == "dense"
         self.grammar = Grammar(min_length, max_length, max_depth, max_args)
+        self.easier = [_easier(text, max_args) for text in easier]
         self.limits = split_limits(train_rows, eval_rows)
         self.dump = None if path is None else find_dump(Path(path).expanduser(), "", allow_pickle=False)
         self.files = None if path is None or self.dump else _files(Path(path).expanduser())
@@ -114,7 +120,8 @@ class ListOps:
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         if source == "offline":
-            self.grammar.check()
+            for grammar in (self.grammar, *(one for one, _ in self.easier)):
+                grammar.check()
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
@@ -141,7 +148,7 @@ class ListOps:
 
     def statistics(self) -> list[Statistic]:
         """What some thousand training rows are like, beside what they should be."""
-        data = self.split("train")[:ROWS]
+        data = self.split("train")[: ROWS if self.source != "offline" else min(ROWS, self.rows["train"])]
         labels = data["label"]
         if self.dense:  # the row's own is that of its last bracket
             labels = [[label for label in row if label != IGNORE][-1] for row in labels]
@@ -170,13 +177,17 @@ class ListOps:
             source["end"] = END
         if self.dense:
             source["supervision"] = "dense"
+        if self.easier:
+            source["easier"] = [[*grammar, rows] for grammar, rows in self.easier]
         return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
 
     def _build(self, folder: Path) -> None:
         started = time.perf_counter()
         manifest: dict[str, object] = {"task": self.name}
         if self.source == "offline":
-            rows, manifest["acceptance"] = _generate(self.grammar, self.seed, sum(self.rows.values()), self.workers)
+            total = sum(self.rows.values())
+            asked = f"train_rows and twice eval_rows ({total})"
+            rows, manifest["acceptance"] = _generate(self.grammar, self.seed, total, self.workers, asked)
             order = np.argsort(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(0,))).random_raw(len(rows)))
             shuffled = (rows[index] for index in order)
             splits = {split: list(itertools.islice(shuffled, count)) for split, count in self.rows.items()}
@@ -184,6 +195,8 @@ class ListOps:
             splits = self._read(folder / "fetched")
             if self.dump is not None:
                 manifest["layout"] = self.dump.layout
+        manifest["references"] = reference_lines(splits["train"], splits["test"])
+        splits["train"] = [*splits["train"], *self._easier_rows({*splits["val"], *splits["test"]})]
         end, lengths, labels = bytes([END] * (self.protocol == "s4")), {}, {}
         for split, rows in splits.items():
             tokens = [np.frombuffer(tokens + end, np.uint8) for tokens, _ in rows]
@@ -194,9 +207,15 @@ class ListOps:
             scored = np.concatenate(targets["label"]) if self.dense else roots
             labels[split] = scored[scored != IGNORE].astype(np.int64)
         manifest |= describe(lengths, labels, 10)
-        manifest["references"] = reference_lines(splits["train"], splits["test"])
         manifest["seconds"] = round(time.perf_counter() - started, 2)
         write_manifest(folder, manifest)
+
+    def _easier_rows(self, held: set[Row]) -> Iterator[Row]:
+        """Those of `easier`, but for any that is among the rows held back."""
+        for grammar, count in self.easier:
+            asked = f"rows of easier, and of validation and test ({count} and {len(held)})"
+            found, _ = _generate(grammar, self.seed, count + len(held), self.workers, asked)
+            yield from itertools.islice((row for row in found if row not in held), count)
 
     def _read(self, scratch: Path) -> dict[str, list[Row]]:
         """The rows of the files, or of each split those that `first_rows` takes, in their order."""
@@ -217,6 +236,15 @@ class ListOps:
         return found
 
 
+def _easier(text: str, max_args: int) -> tuple[Grammar, int]:
+    """The bounds and the number of rows that an entry of `easier` stands for."""
+    parts = text.split("/")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"easier ({text!r}) must have the form min_length/max_length/max_depth/rows")
+    low, high, depth, rows = map(int, parts)
+    return Grammar(low, high, depth, max_args), rows
+
+
 def _roots(rows: Sequence[Ids], labels: NDArray[np.int64]) -> Columns:
     """A label for each row; and as a slice its depth, operators on the longest way down."""
     steps = [(row >= OPENER).astype(np.int64) - 2 * (row == CLOSER) for row in rows]
@@ -234,7 +262,7 @@ def _dense(rows: Sequence[Ids]) -> Columns:
     return {"label": targets, "depth": depths}
 
 
-def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[list[Row], float]:
+def _generate(grammar: Grammar, seed: int, total: int, workers: int, asked: str) -> tuple[list[Row], float]:
     """The first `total` distinct rows in the order of the shards, and the share of trees that were accepted.
 
     That share counts the trees with a lone digit for a root, too, which are never drawn (see `shard`).
@@ -251,7 +279,7 @@ def _generate(grammar: Grammar, seed: int, total: int, workers: int) -> tuple[li
                 break
             seen = len(rows)
     raise ValueError(
-        f"train_rows and twice eval_rows ({total}) must be at most what these bounds yield, {len(rows)} distinct"
+        f"{asked} must be at most what these bounds yield, {len(rows)} distinct"
         f" rows in {count * TREES} trees: {', '.join(f'{name} {value}' for name, value in grammar._asdict().items())}"
     )
 
