@@ -21,6 +21,7 @@ from tsla.config.options import spell
 from tsla.evaluation.card import run_card
 from tsla.evaluation.curves import draw_curves
 from tsla.evaluation.evaluate import Scores, evaluate
+from tsla.evaluation.plateau import plateau_of
 from tsla.evaluation.result import cost_line, make_result, pretrain_line, score_table, slice_table
 from tsla.models import account
 from tsla.models.pretrained import read_model_config
@@ -266,6 +267,8 @@ def _print_scores(
 ) -> None:
     score = scores.metrics[objective.monitor]
     console.print(score_table(mixer, f"{split} {objective.monitor}", score, references))
+    if (rule := plateau_of(score, references)) is not None:
+        console.print(f"on the plateau of: {rule} ({references[rule]:.3f})", **PLAIN)
     for name, parts in scores.slices.items():
         if 1 < len(parts) <= 20:
             heading = f"{split} {objective.slice_score}"

@@ -8,7 +8,7 @@ import pytest
 import report_runs
 
 from tsla.evaluation.figures import _apart, _file_names, _short, looks_of
-from tsla.evaluation.page import overview, overview_notes
+from tsla.evaluation.overview import make_overview
 from tsla.evaluation.runs import find_runs, numbered
 from tsla.evaluation.tables import columns_of, make_tables, notes_of, rows_of
 
@@ -102,7 +102,7 @@ def test_tasks_and_monitors_stand_apart(tmp_path):
     ]  # fmt: skip
     assert [columns_of(table)[2] for table in made] == ["test r2", "test f1", "test accuracy", "test f1"]
     assert [table.title for table in made] == ["ett", "genes", "text (accuracy)", "text (f1)"]
-    assert overview(made)[0] == ["ett (r2)", "genes (f1)", "text (accuracy)", "text (f1)"]
+    assert make_overview(made).headings == ["ett (r2)", "genes (f1)", "text (accuracy)", "text (f1)"]
 
 
 def files(path, data="m.csv", label="stars", monitor="r2", mixer="taylor", **options):
@@ -125,7 +125,7 @@ def test_data_sets_of_one_task_have_a_table_each(tmp_path):
     ]  # fmt: skip
     assert [len(table.groups) for table in made] == [1, 1, 1, 2]
     assert {group.variant for group in made[3].groups} == {""}
-    assert overview(made)[0] == ["digits (accuracy)", *(table.title for table in made[1:])]
+    assert make_overview(made).headings == ["digits (accuracy)", *(table.title for table in made[1:])]
     assert any("task.label=[stars] task.path=m.csv task.target=numbers" in note for note in notes_of(made[3]))
     assert _file_names(made)[3] == "files-m-csv-label-stars-r2"
 
@@ -227,18 +227,9 @@ def test_unequal_work_is_noted_by_the_table_and_the_overview(tmp_path):
     told = "trainer.max_steps: 60 (softmax); 400 (taylor) | steps made: 60 to 400"
     assert [told in " ".join(notes_of(table)) for table in made] == [True, False]
     assert not any("Unequal" in note for note in notes_of(made[1]))
-    assert overview_notes(made) == [
+    assert make_overview(made).notes[1:] == [
         f"Unequal runs: on digits (accuracy) mixers differ in more than themselves. {told}."
     ]
-
-
-def test_the_overview_notes_only_what_it_shows(tmp_path):
-    report_runs.write(tmp_path / "a", score=0.9)
-    report_runs.write(tmp_path / "b", score=0.8, options={"optim.lr": 0.5}, changes={"steps": 7})
-    report_runs.write(tmp_path / "c", mixer="softmax")
-    (table,) = tables(tmp_path).tasks
-    assert table.differing == ["optim.lr: 0.001 (softmax, taylor); 0.5 (taylor)", "steps made: 7 to 40"]
-    assert overview_notes([table]) == []
 
 
 def test_slices_are_means_over_seeds_and_of_one_value_left_out(tmp_path):
@@ -267,18 +258,6 @@ def test_setups_are_told_apart(tmp_path):
     notes = notes_of(tables(tmp_path).tasks[0])
     assert any("do not compare" in note for note in notes)
     assert any("8a9068e3c8+, unknown" in note and "H100" in note for note in notes)
-
-
-def test_the_overview_takes_the_variant_best_on_validation(tmp_path):
-    report_runs.write(tmp_path / "a", score=0.8)
-    lucky = {"metrics": {"test/accuracy": 0.95, "val/accuracy": 0.1}}
-    report_runs.write(tmp_path / "b", options={"model.depth": 9}, changes=lucky)
-    report_runs.write(tmp_path / "c", task="text", mixer="none")
-    headings, rows = overview(tables(tmp_path).tasks)
-    assert headings == ["digits (accuracy)", "text (accuracy)"]
-    assert [(row.mixer, row.cells, row.best) for row in rows] == [
-        ("none", ["", "0.900"], [False, True]), ("taylor", ["0.800", ""], [True, False]),
-    ]  # fmt: skip
 
 
 def test_an_unfinished_run_tells_how_far_it_is(tmp_path):

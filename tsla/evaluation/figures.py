@@ -129,7 +129,7 @@ def _curves(table: TaskTable, looks: Mapping[tuple[str, str], Look]) -> Any:
     minutes.set(title=f"validation {table.monitor}", xlabel="minutes")
     for axis in (loss, steps, minutes):
         axis.set_xlim(left=0)
-        _plain_ticks(axis.xaxis, 5)
+        plain_ticks(axis.xaxis, 5)
     values = [float(y) for line in steps.lines for y in line.get_ydata()]
     _score_axes([steps, minutes], table, values, [value for _, value in table.references])
     return figure
@@ -207,11 +207,11 @@ def _costs(table: TaskTable, looks: Mapping[tuple[str, str], Look]) -> Any:
         axis.set_xlabel(label)
     axes[0].set_ylabel(f"test {table.monitor}")
     scores = [g.score.mean + sign * (g.score.std or 0.0) for g in table.groups for sign in (-1, 1)]
-    _score_axes(axes, table, scores, _near([value for _, value in table.references], scores))
+    _score_axes(axes, table, scores, near([value for _, value in table.references], scores))
     return figure
 
 
-def _near(references: Sequence[float], scores: Sequence[float]) -> list[float]:
+def near(references: Sequence[float], scores: Sequence[float]) -> list[float]:
     """The references that leave the scores apart from each other when both are seen; the others are only named."""
     finite = [score for score in scores if np.isfinite(score)]
     if len(finite) < 3:  # one group alone: nothing to keep apart
@@ -236,7 +236,7 @@ def _cost_scale(axis: Any, values: list[float]) -> None:
     else:
         room = max(0.12 * (high - low), 0.05 * abs(high), 1e-9)
         axis.set_xlim(low - room, high + room)
-        _plain_ticks(axis.xaxis, 4)
+        plain_ticks(axis.xaxis, 4)
 
 
 # Shared ---------------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def _score_axes(axes: Sequence[Any], table: TaskTable, values: Sequence[float], 
     references = [(name, value) for name, value in table.references if np.isfinite(value)]
     for axis in axes:
         axis.set_ylim(bottom, top)
-        _plain_ticks(axis.yaxis, 6)
+        plain_ticks(axis.yaxis, 6)
         for _, value in references:
             if bottom <= value <= top:
                 axis.axhline(value, color="0.5", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
@@ -333,7 +333,8 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
     return [total / count + gap * ((count - 1) / 2 - at) for total, count in clusters for at in range(count)]
 
 
-def _plain_ticks(axis: Any, most: int) -> None:
+def plain_ticks(axis: Any, most: int) -> None:
+    """At most so many ticks at round numbers, written in few characters."""
     from matplotlib import ticker
 
     axis.set_major_locator(ticker.MaxNLocator(most, steps=[1, 2, 5, 10]))

@@ -1,12 +1,11 @@
 """The page of a report: one HTML file that needs nothing else, for wide and narrow windows, light and dark."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
 
 from tsla.evaluation.figures import Figure, Look
+from tsla.evaluation.overview import Overview
 from tsla.evaluation.runs import Confusion
 from tsla.evaluation.tables import (
     Group,
@@ -14,8 +13,6 @@ from tsla.evaluation.tables import (
     Tables,
     TaskTable,
     columns_of,
-    differing_of,
-    falling,
     notes_of,
     rows_of,
 )
@@ -73,58 +70,9 @@ figcaption { margin-top: .35rem; }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-class OverviewRow(NamedTuple):
-    """A mixer's scores on all tasks; `best` tells the highest of each task."""
-
-    mixer: str
-    cells: list[str]
-    best: list[bool]
-
-
-def overview(tables: Sequence[TaskTable]) -> tuple[list[str], list[OverviewRow]]:
-    """Headings of tasks, and each mixer's score on them: of several variants, the one best on validation."""
-    chosen = _chosen(tables)
-    tops = [
-        max((g.score.mean for g in column if g and not math.isnan(g.score.mean)), default=math.nan)
-        for column in zip(*chosen.values(), strict=True)
-    ]
-    rows = [
-        OverviewRow(
-            mixer,
-            [str(group.score) if group else "" for group in groups],
-            [group is not None and group.score.mean == top for group, top in zip(groups, tops, strict=True)],
-        )
-        for mixer, groups in chosen.items()
-    ]
-    return [_heading(table) for table in tables], rows
-
-
-def overview_notes(tables: Sequence[TaskTable]) -> list[str]:
-    """For each task what is not equal between the groups that `overview` shows of it."""
-    columns = [[group for group in column if group] for column in zip(*_chosen(tables).values(), strict=True)]
-    differing = [differing_of(groups) for groups in columns]
-    return [
-        f"Unequal runs: on {_heading(table)} mixers differ in more than themselves. {' | '.join(told)}."
-        for table, told in zip(tables, differing, strict=True)
-        if told
-    ]
-
-
-def _chosen(tables: Sequence[TaskTable]) -> dict[str, list[Group | None]]:
-    """For each mixer its group of each table that is best on validation."""
-    chosen: dict[str, list[Group | None]] = {}
-    for mixer in sorted({group.mixer for table in tables for group in table.groups}):
-        own = [[group for group in table.groups if group.mixer == mixer] for table in tables]
-        chosen[mixer] = [min(groups, key=lambda g: falling(g.val), default=None) for groups in own]
-    return chosen
-
-
-def _heading(table: TaskTable) -> str:
-    return f"{table.task} ({table.monitor})" if table.title == table.task else table.title
-
-
 def make_page(
-    tables: Tables, figures: Sequence[Sequence[Figure]], looks: Mapping[tuple[str, str], Look]
+    tables: Tables, figures: Sequence[Sequence[Figure]], looks: Mapping[tuple[str, str], Look],
+    overview: tuple[Overview, Figure] | None,
 ) -> str:  # fmt: skip
     """The whole report as HTML; every figure is in it as SVG."""
     parts = [
@@ -136,8 +84,8 @@ def make_page(
         _contents(tables),
         "</header>\n<main>",
     ]
-    if len(tables.tasks) > 1:
-        parts.append(_overview(tables))
+    if overview:
+        parts.append(_overview(*overview))
     for at, (table, drawn) in enumerate(zip(tables.tasks, figures, strict=True)):
         parts.append(_task(at, table, drawn, looks))
     if tables.unfinished:
@@ -151,21 +99,22 @@ def _contents(tables: Tables) -> str:
     return f"<nav>{''.join(links)}</nav>" if len(links) > 1 else ""
 
 
-def _overview(tables: Tables) -> str:
-    headings, rows = overview(tables.tasks)
+def _overview(overview: Overview, figure: Figure) -> str:
     body = []
-    for row in rows:
+    for row in overview.rows:
         cells = [
             f'<td class="best">{escape(cell)}</td>' if best else f"<td>{escape(cell)}</td>"
-            for cell, best in zip(row.cells, row.best, strict=True)
+            for cell, best in zip(overview.cells(row), overview.best(row), strict=True)
         ]
-        body.append(f"<tr><th>{escape(row.mixer)}</th>{''.join(cells)}</tr>")
-    notes = "".join(f'<p class="notes">{escape(note)}</p>' for note in overview_notes(tables.tasks))
+        body.append(f"<tr><th>{escape(row.label)}</th>{''.join(cells)}</tr>")
+    for name, rule in overview.rules:
+        cells = [f"<td>{escape(cell)}</td>" for cell in rule]
+        body.append(f'<tr class="reference"><th>{escape(name)} (reference)</th>{"".join(cells)}</tr>')
+    told = [*overview.notes, "Bold: the highest of a task."]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in told)
     return (
-        f"<section><h2>Overview</h2>{_scrolling(_head(['mixer', *headings], 1), body)}"
-        '<p class="notes">Test scores, mean ± standard deviation over seeds. Of several variants of a mixer, '
-        "the one best on validation. Bold: the highest of a task.</p>"
-        f"{notes}</section>"
+        f'<section class="main"><h2>Overview</h2>{_scrolling(_head(overview.columns, 1), body)}'
+        f'<ul class="notes">{notes}</ul>{_figure(figure)}</section>'
     )
 
 

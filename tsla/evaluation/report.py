@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tsla.evaluation.figures import Figure, draw_figures, looks_of
-from tsla.evaluation.page import make_page, overview, overview_notes
+from tsla.evaluation.overview import Overview, make_overview
+from tsla.evaluation.overview_figure import draw_overview
+from tsla.evaluation.page import make_page
 from tsla.evaluation.runs import Run, find_runs
 from tsla.evaluation.tables import Group, Tables, TaskTable, columns_of, make_tables, notes_of, rows_of
 
@@ -30,26 +32,35 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(tables.tasks, folder) if tables.tasks else []
+    looks, overview = looks_of(tables.tasks), None
+    if len(tables.tasks) > 1:
+        made = make_overview(tables.tasks)
+        overview = made, draw_overview(made, tables.tasks, looks, folder)
     page, text = out / "report.html", out / "report.md"
-    page.write_text(make_page(tables, figures, looks_of(tables.tasks)), encoding="utf-8")
-    text.write_text(make_markdown(tables, figures), encoding="utf-8")
+    page.write_text(make_page(tables, figures, looks, overview), encoding="utf-8")
+    text.write_text(make_markdown(tables, figures, overview), encoding="utf-8")
     _write_csv(out / "report.csv", _lines_of(tables))
     _write_csv(out / "runs.csv", _runs_of(tables))
-    drawn = [path for task in figures for figure in task for path in (figure.png, figure.svg)]
+    every = [*(overview[1:] if overview else ()), *(figure for task in figures for figure in task)]
+    drawn = [path for figure in every for path in (figure.png, figure.svg)]
     return [page, text, out / "report.csv", out / "runs.csv", *drawn]
 
 
 # Markdown -------------------------------------------------------------------------------------------------------------
 
 
-def make_markdown(tables: Tables, figures: Sequence[Sequence[Figure]]) -> str:
+def make_markdown(
+    tables: Tables, figures: Sequence[Sequence[Figure]], overview: tuple[Overview, Figure] | None
+) -> str:  # fmt: skip
     """The report as Markdown, whose pictures lie in figures/ beside it."""
     lines = ["# Report", "", plain(tables.summary) + ".", ""]
-    if len(tables.tasks) > 1:
-        headings, rows = overview(tables.tasks)
-        lines += ["## Overview", "", *_table(["mixer", *headings], [[row.mixer, *row.cells] for row in rows]), ""]
-        lines += ["Of several variants of a mixer, the one best on validation.", ""]
-        lines += [line for note in overview_notes(tables.tasks) for line in (plain(note), "")]
+    if overview:
+        made, figure = overview
+        cells = [[row.label, *made.cells(row)] for row in made.rows]
+        cells += [[f"{name} (reference)", *rule] for name, rule in made.rules]
+        lines += ["## Overview", "", *_table(made.columns, cells), ""]
+        lines += [f"- {plain(note)}" for note in made.notes]
+        lines += ["", f"![{plain(figure.caption)}](figures/{figure.png.name})", ""]
     for table, drawn in zip(tables.tasks, figures, strict=True):
         lines += [f"## {plain(table.title)}", "", *_main_table(table), ""]
         lines += [f"- {plain(note)}" for note in notes_of(table)]

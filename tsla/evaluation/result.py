@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from tsla.evaluation.evaluate import Scores
+from tsla.evaluation.plateau import plateau_of
 from tsla.models import Account
 from tsla.training.fit import Fitted
 from tsla.training.objective import Objective
@@ -29,6 +30,7 @@ def make_result(
         "slice_score": objective.slice_score,
         "slices": {name: [part._asdict() for part in parts] for name, parts in tested.slices.items()},
         "references": dict(references),
+        "plateau": plateau_of(tested.metrics[objective.monitor], references),
         "best_step": fitted.best_step,
         "steps": fitted.steps,
         "seconds": fitted.seconds,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from tsla.evaluation.plateau import NEAR, plateau_of
 from tsla.evaluation.runs import Confusion, Run, Unfinished, clean, confusion_of, numbered, unfinished
 
 # Options that name a run or say where it lies; runs that differ in these alone are the same experiment.
@@ -144,6 +145,9 @@ def make_tables(runs: Sequence[Run]) -> Tables:
 def notes_of(table: TaskTable) -> list[str]:
     """What a reader should know of the main table: how it was made, and what in it does not compare."""
     notes = ["Scores are of the checkpoint best on validation, mean ± sample standard deviation over seeds."]
+    rules = [(group.label, plateau_of(group.score.mean, dict(table.references))) for group in table.groups]
+    if stuck := [f"{label} ({rule})" for label, rule in rules if rule is not None]:
+        notes.append(f"On the plateau of a trivial rule, within {NEAR}: {', '.join(stuck)}.")
     if table.differing:
         notes.append(f"Unequal runs: rows differ in more than the mixer. {' | '.join(table.differing)}.")
     if table.data:
@@ -204,7 +208,7 @@ def _title(key: Key, keys: Sequence[Key]) -> str:
     if len(others) == 1:
         return task
     told: list[str] = []
-    differing = _unlike([options for _, options in others])
+    differing = unlike([options for _, options in others])
     for name in sorted(differing, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
         apart = [len({(m, *map(o.get, names)) for m, o in others}) for names in (told, [*told, name])]
         if name in FIRST or apart[0] < apart[1]:
@@ -231,7 +235,7 @@ def _part(key: str, value: str | None, values: set[str | None]) -> str:
 
 def _data(key: Key, keys: Sequence[Key]) -> str:
     """All options of the data in which the tables of one task differ."""
-    differing = _unlike([dict(options) for task, _, options in keys if task == key[0]])
+    differing = unlike([dict(options) for task, _, options in keys if task == key[0]])
     return clean(" ".join(f"{name}={dict(key[2]).get(name, 'absent')}" for name in differing), 1000)
 
 
@@ -242,7 +246,7 @@ def _task_table(key: Key, title: str, data: str, runs: list[Run]) -> TaskTable:
     task, monitor, _ = key
     sets: dict[tuple[str, Options], list[Run]] = defaultdict(list)
     for run in runs:
-        sets[_result(run, "mixer"), tuple(sorted(_options(run).items()))].append(run)
+        sets[_result(run, "mixer"), tuple(sorted(options_of(run).items()))].append(run)
     names = _names([mixer for mixer, _ in sets], [dict(options) for _, options in sets])
     groups = [
         _group(mixer, variant, label, monitor, members)
@@ -304,7 +308,7 @@ def _names(mixers: Sequence[str], configs: Sequence[Mapping[str, str]]) -> tuple
     An option that tells the rows of one mixer apart stands by all rows, but for the mixer options that a mixer lacks.
     """
     own = {mixer: [config for name, config in zip(mixers, configs, strict=True) if name == mixer] for mixer in mixers}
-    keys = sorted({key for rows in own.values() for key in _unlike(rows)})
+    keys = sorted({key for rows in own.values() for key in unlike(rows)})
     last = Counter(key.rpartition(".")[2] for key in keys)
     variants, labels = [], []
     for mixer, config in zip(mixers, configs, strict=True):
@@ -318,7 +322,7 @@ def _names(mixers: Sequence[str], configs: Sequence[Mapping[str, str]]) -> tuple
     return variants, numbered(labels, 280)
 
 
-def _unlike(configs: Sequence[Mapping[str, str]]) -> list[str]:
+def unlike(configs: Sequence[Mapping[str, str]]) -> list[str]:
     """The options that are not the same in all `configs`."""
     keys = sorted({key for config in configs for key in config})
     return [key for key in keys if len({config.get(key) for config in configs}) > 1]
@@ -326,10 +330,10 @@ def _unlike(configs: Sequence[Mapping[str, str]]) -> list[str]:
 
 def differing_of(groups: Sequence[Group]) -> list[str]:
     """The mixer's own options aside, what is not the same in all `groups`, as ``key: value (mixer, ...); ...``."""
-    configs = [_options(group.runs[0]) for group in groups]
+    configs = [options_of(group.runs[0]) for group in groups]
     one = len({group.mixer for group in groups}) == 1
     out = []
-    for key in _unlike(configs):
+    for key in unlike(configs):
         mixers: dict[str, dict[str, None]] = defaultdict(dict)
         for group, config in zip(groups, configs, strict=True):
             mixers[config.get(key, "absent")][group.mixer] = None
@@ -375,7 +379,7 @@ def _setup(run: Run) -> str:
     return f"{where}, torch {versions.get('torch', '?')}, tsla {versions.get('tsla', '?')}"
 
 
-def _options(run: Run) -> dict[str, str]:
+def options_of(run: Run) -> dict[str, str]:
     """What makes the run's experiment, as it was asked for: what a run has frozen was null."""
     frozen = run.config.get("frozen", "[]").strip("[]").split(",")
     return {
