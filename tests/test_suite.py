@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import train_runs as runs
 
 from tsla import cli
 
+started: list[dict[str, Any]] = []  # options of the processes
 TINY = [*runs.DIGITS, "trainer.max_steps=4", "trainer.validate_every=2"]
 
 
@@ -27,9 +29,11 @@ def in_process(monkeypatch):
     """Cells trained by this process, which is quicker; the list says which, or holds statuses to return instead."""
     trained: list[str] = []
     statuses: dict[str, int] = {}
+    started.clear()
 
     class Process:
-        def __init__(self, command: list[str]) -> None:
+        def __init__(self, command: list[str], **options: Any) -> None:
+            started.append(options)
             self.arguments = command[command.index("train") + 1 :]
 
             self.returncode: int | None = None
@@ -40,7 +44,10 @@ def in_process(monkeypatch):
             self.returncode = statuses[name] if name in statuses else runs.train(*self.arguments)
             return self.returncode
 
-    monkeypatch.setattr("tsla.suite.subprocess", SimpleNamespace(Popen=Process))
+        def send_signal(self, signum: int) -> None:
+            trained.append(f"signal {signum}")
+
+    monkeypatch.setattr("tsla.suite.subprocess", SimpleNamespace(Popen=Process, DEVNULL=subprocess.DEVNULL))
     return trained, statuses
 
 
@@ -79,6 +86,27 @@ def test_a_failed_cell_does_not_stop_the_others_and_a_signal_does(tmp_path, monk
     assert trained[3:] == ["seed0", "seed2", "seed3"]
     out = capsys.readouterr().out
     assert "failed: s/seed0" in out and "seed1" in out
+
+
+def test_several_cells_at_a_time(tmp_path, monkeypatch, capsys, in_process):
+    """Two are begun before one has ended, in silence and with half of the cores; a signal to one is passed to both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(9)}, raising=False)
+    trained, statuses = in_process
+    statuses["seed2"] = 128 + signal.SIGTERM
+    arguments = [*TINY, "mixer=none", "seed=0,1,2,3,4", "out=s", "estimate=false", "jobs=2"]
+    assert suite(*arguments) == 128 + signal.SIGTERM
+    assert trained == ["seed0", "seed1", "seed2", f"signal {signal.SIGTERM}", "seed3"]
+    assert [options["env"]["OMP_NUM_THREADS"] for options in started] == ["4"] * 4
+    assert all(options["stdout"] == subprocess.DEVNULL for options in started)
+    out = capsys.readouterr().out
+    assert "go on with: tsla suite s jobs=2" in out and "seed3  (4 of 5)" in out and "seed4  (5 of 5)" not in out
+    statuses.clear(), trained.clear(), started.clear()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert suite("s", "estimate=false", "jobs=2") == 0
+    assert trained == ["seed2", "seed4"] and [options["env"]["OMP_NUM_THREADS"] for options in started] == ["3"] * 2
+    assert len((tmp_path / "s" / "results.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGSEGV, 0])
@@ -148,7 +176,10 @@ def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # 28 processes that each import everything
 def test_a_suite_of_12_cells_killed_three_times_ends_as_one_that_was_not(tmp_path):
-    """SIGKILL to all of its processes at three moments; then the same file as that of a suite left alone."""
+    """SIGKILL to all of its processes at three moments; then the same file as that of a suite left alone.
+
+    The one that is killed trains two cells at a time, the other one after another.
+    """
     command = [str(Path(sys.executable).parent / "tsla"), "suite", *runs.DIGITS, "trainer.max_steps=40",
                "trainer.validate_every=20", "trainer.checkpoint_every=15", "mixer=none,window,softmax",
                "seed=0,1,2,3", "estimate=false"]  # fmt: skip
@@ -156,7 +187,7 @@ def test_a_suite_of_12_cells_killed_three_times_ends_as_one_that_was_not(tmp_pat
     options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "start_new_session": True}
     subprocess.run([*command, "out=whole"], check=True, **options)
     for finished in (2, 5, 9):
-        with subprocess.Popen([*command, "out=cut"], **options) as process:
+        with subprocess.Popen([*command, "out=cut", "jobs=2"], **options) as process:
             while len(list(tmp_path.glob("cut/*/result.json"))) < finished:
                 assert process.poll() is None
                 time.sleep(0.01)
@@ -165,7 +196,7 @@ def test_a_suite_of_12_cells_killed_three_times_ends_as_one_that_was_not(tmp_pat
                 assert process.poll() is None
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGKILL)
-    subprocess.run([*command, "out=cut"], check=True, **options)
+    subprocess.run([*command, "out=cut", "jobs=2"], check=True, **options)
     whole, cut = (tmp_path / name / "results.csv" for name in ("whole", "cut"))
     assert cut.read_bytes() == whole.read_bytes() and len(whole.read_text().splitlines()) == 4
     for folder in (tmp_path / "whole").glob("*_seed*"):
