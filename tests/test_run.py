@@ -1,5 +1,6 @@
 """What a run starts from and what it would be: other runs' weights, and dry runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,29 @@ def test_eval_tells_slices(tmp_path, capsys):
     assert cli.main(["eval", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "gap" in out and "pairs" in out and "any value of the row" in out
+
+
+def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
+    """As a training on these rows would score the same weights; longer ones too, by the positions of the run's own."""
+    monkeypatch.chdir(tmp_path)
+    for name, length in (("a", "max_length=60"), ("b", "max_length=90")):
+        assert runs.train(*runs.LISTOPS, *runs.HEADS, *SHORT, f"task.{length}", f"run_dir={name}") == 0
+    (tmp_path / "b" / "checkpoints" / "best.ckpt").write_bytes((tmp_path / "a/checkpoints/best.ckpt").read_bytes())
+    told = []
+    for arguments in (["a", "task.max_length=90"], ["b"], ["a"]):
+        assert cli.main(["eval", *arguments, "out=scores.json"]) == 0
+        told.append(json.loads(Path("scores.json").read_text()))
+    assert told[0]["metrics"] == told[1]["metrics"] != told[2]["metrics"]
+    assert told[2]["metrics"]["test/accuracy"] == runs.result("a")["metrics"]["test/accuracy"]
+    assert told[0]["slices"] == told[1]["slices"] and told[0]["task_options"]["max_length"] == 90
+    assert {"plateau", "references", "monitor", "versions", "checkpoint"} <= told[0].keys()
+    capsys.readouterr()
+    for arguments, message in (
+        ["task.max_len=9", "task.max_len is not an option of task=listops_short"],
+        ["task.name=listops", "task.name cannot be changed: only other options of task=listops_short can"],
+        ["task.min_length=80", "task.min_length (80) must be below task.max_length - 1 (59)"],
+        ["task.supervision=dense", "the rows asked for are not of the run's kind: their target are others"],
+    ):
+        assert cli.main(["eval", "a", arguments, "out=other.json"]) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert not Path("other.json").exists()

@@ -27,7 +27,8 @@ tsla trains and compares transformers with linear-cost attention.
   tsla report RUN_DIR|SUITE ... [out=report]
                                   tables, figures and a page of runs
   tsla eval RUN_DIR [split=test|val|train] [checkpoint=best|last]
-                                  scores of a trained run
+                    [task.key=value ...] [out=FILE.json]
+                                  scores of a trained run, on other rows too
   tsla predict RUN_DIR INPUT [out=FILE.csv|.jsonl] [column=NAME]
                                   what a trained run says of new inputs
   tsla distill RUN_DIR mixer=NAME [mixer.key=value ...] [key=value ...]
@@ -280,7 +281,9 @@ def _distill(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    paths, options = _split(arguments, split="test", checkpoint="best")
+    changes = [argument for argument in arguments if argument.startswith("task.") and not Path(argument).exists()]
+    others = [argument for argument in arguments if argument not in changes]
+    paths, options = _split(others, split="test", checkpoint="best", out="")
     for key, allowed in {"split": ("train", "val", "test"), "checkpoint": ("best", "last")}.items():
         if options[key] not in allowed:
             raise UsageError(f"{key} ({options[key]!r}) must be one of {', '.join(allowed)}")
@@ -290,9 +293,16 @@ def _eval(arguments: list[str]) -> int:
     config = _config_of(paths[0], checkpoint)
     from rich.console import Console
 
+    from tsla.config import ConfigError
+    from tsla.config.compose import with_task
     from tsla.run import evaluate_run
 
-    evaluate_run(config, checkpoint, options["split"], Console())
+    try:
+        changed = with_task(config, changes)
+    except ConfigError as error:
+        raise usage("these options do not work:", error) from None
+    out = Path(options["out"]) if options["out"] else None
+    evaluate_run(config, checkpoint, options["split"], Console(), on=changed.task, out=out)
     return 0
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ from tsla import __version__, build
 from tsla.config import GROUPS, Config, read, to_yaml
 from tsla.config.compose import command_of, differing
 from tsla.config.options import spell
+from tsla.config.tasks import TaskConfig
 from tsla.evaluation.card import run_card
 from tsla.evaluation.curves import draw_curves
 from tsla.evaluation.evaluate import Scores, evaluate
 from tsla.evaluation.plateau import plateau_of
-from tsla.evaluation.result import cost_line, make_result, pretrain_line, score_table, slice_table
+from tsla.evaluation.result import cost_line, make_result, pretrain_line, score_table, scores_of, slice_table
 from tsla.models import account
 from tsla.models.pretrained import read_model_config
 from tsla.pretrain import facts_of, pretrain
@@ -36,6 +37,7 @@ from tsla.training.run_dir import RunDir, has_trained, is_finished, new_run_dir,
 from tsla.training.stop import Stopped
 from tsla.training.terminal import PLAIN, open_console
 
+SAME = ("inputs", "target", "outputs", "vocab_size", "channels", "pairs", "names", "alphabet", "end")  # of one model
 Resume = Literal["new", "exact", "fall back"]  # a new run; from its last checkpoint; from the one before if need be
 
 
@@ -159,26 +161,49 @@ def print_config(config: Config, console: Console) -> None:
         console.print(f"[bold]{group:9}[/]{part.name}  [dim]{escape(values)}[/]", highlight=False)
 
 
-def evaluate_run(config: Config, checkpoint: Path, split: str, console: Console) -> None:
+def evaluate_run(
+    config: Config, checkpoint: Path, split: str, console: Console, *, on: TaskConfig | None = None,
+    out: Path | None = None,
+) -> None:  # fmt: skip
     """Print the scores of a checkpoint on a split.
 
+    Args:
+        config: of the run.
+        checkpoint: of its model.
+        split: of the task's rows.
+        console: where to print.
+        on: the task with other options, whose rows are taken in place of the run's own.
+        out: a JSON file for the scores.
+
     Raises:
-        ValueError, OSError: a checkpoint that cannot be read, or data that is not there.
+        ValueError, OSError: a checkpoint that cannot be read, data that is not there or that is of another kind.
     """
     device = pick_device(config.trainer.accelerator)
-    task = build.build_task(config)
+    own = build.build_task(config)
+    spec = own.spec
+    model = build.build_model(config.model, config.mixer, spec)
+    load_weights(model, checkpoint)
+    task = own
+    if on is not None and on != config.task:
+        config = replace(config, task=on)
+        task = build.build_task(config)
+        if unlike := [name for name in SAME if getattr(spec, name) != getattr(task.spec, name)]:
+            raise ValueError(f"the rows asked for are not of the run's kind: their {', '.join(unlike)} are others")
     known = RunDir(checkpoint.parents[1]).fingerprint
-    if known.exists() and known.read_text().strip() != getattr(task, "fingerprint", None):
+    if known.exists() and known.read_text().strip() != getattr(own, "fingerprint", None):
         console.print("[yellow]the data have changed since this run was trained: its splits were others[/]")
     objective = Objective(task.spec)
-    model = build.build_model(config.model, config.mixer, task.spec)
-    load_weights(model, checkpoint)
     (loader,) = build.build_loaders(config, task, (split,))
     scores = evaluate(model, loader, objective, device)
     told = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(f"[bold]{task.spec.name}, {split} split, {checkpoint.name}[/]  {told}", highlight=False)
     references = task.references() if split == "test" else {}
     _print_scores(build.mixer_name(config), split, objective, scores, references, console)
+    if out is not None:
+        what = {"task": task.spec.name, "mixer": build.mixer_name(config), "seed": config.seed, "split": split,
+                "checkpoint": str(checkpoint), "task_options": asdict(config.task)}  # fmt: skip
+        write_json(out, {**what, **scores_of(objective, scores, references, split), **provenance()})
+        console.print(f"scores {out}", **PLAIN)
 
 
 def _train_and_test(config: Config, run: RunDir, console: Console, resume: Resume) -> None:

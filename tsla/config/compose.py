@@ -75,6 +75,24 @@ def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) ->
     return _checked(data, problems)
 
 
+def with_task(config: Config, arguments: Sequence[str]) -> Config:
+    """`config` with other options of its task, ``task.option=value``.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    choices, values, problems = _sort_arguments(arguments)
+    data = asdict(config)
+    problems += [f"{name}={choice} is not an option of the run's task" for name, choice in choices.items()]
+    for key, value in values:
+        group, _, option = key.partition(".")
+        if group != "task" or option == "name":
+            problems.append(f"{key} cannot be changed: only other options of task={config.task.name} can")
+        else:
+            data["task"][option] = value
+    return _checked(data, problems)
+
+
 def _merged(choices: Mapping[str, str]) -> dict[str, Any]:
     """What the YAML files say of these choices of groups."""
     from hydra import compose as hydra_compose

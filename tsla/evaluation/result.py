@@ -19,18 +19,12 @@ def make_result(
     references: Mapping[str, float], provenance: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of result.json: fractions 0-1, nats, seconds, bytes. Test metrics are of the best checkpoint."""
+    scores = scores_of(objective, tested, references, "test")
+    scores["metrics"][f"val/{objective.monitor}"] = fitted.best_score
     return {
         **what,
         "params": costs.parameters,
-        "monitor": objective.monitor,
-        "metrics": {
-            **{f"test/{name}": value for name, value in tested.metrics.items()},
-            f"val/{objective.monitor}": fitted.best_score,
-        },
-        "slice_score": objective.slice_score,
-        "slices": {name: [part._asdict() for part in parts] for name, parts in tested.slices.items()},
-        "references": dict(references),
-        "plateau": plateau_of(tested.metrics[objective.monitor], references),
+        **scores,
         "best_step": fitted.best_step,
         "steps": fitted.steps,
         "seconds": fitted.seconds,
@@ -39,6 +33,20 @@ def make_result(
         "state_bytes": costs.state_bytes,
         "peak_memory_bytes": peak_memory_bytes(),
         **provenance,
+    }
+
+
+def scores_of(
+    objective: Objective, scores: Scores, references: Mapping[str, float], split: str
+) -> dict[str, Any]:  # fmt: skip
+    """What a JSON file says of the scores on a split, those of slices too, beside the trivial rules."""
+    return {
+        "monitor": objective.monitor,
+        "metrics": {f"{split}/{name}": value for name, value in scores.metrics.items()},
+        "slice_score": objective.slice_score,
+        "slices": {name: [part._asdict() for part in parts] for name, parts in scores.slices.items()},
+        "references": dict(references),
+        "plateau": plateau_of(scores.metrics[objective.monitor], references),
     }
 
 
