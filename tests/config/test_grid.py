@@ -65,6 +65,19 @@ def test_the_suites_of_ours_go_by_their_names(tmp_path, monkeypatch):
     assert find_suite("lra_mini") == Path("lra_mini")
 
 
+SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_suites_of_scripts_compose_in_part(path):
+    """Every value of every option and every variant at least once; all cells of the largest would take long."""
+    suite = read_suite(path)
+    mixers = suite.get("grid", {}).get("mixer", [])
+    if mixers == ["all"]:  # composed with every mixer above
+        suite["grid"]["mixer"] = ["taylor" if "causal" not in path.stem else "rfa_gate"]
+    assert len(cells_of(suite)) > 1 and suite["out"].startswith("runs/suites/")
+
+
 def test_lra_mini_has_the_cells_of_three_seeds_that_are_quick():
     cells = cells_of(read_suite(find_suite("lra_mini")))
     seeds = {}
