@@ -15,7 +15,7 @@ from tsla import cli
 from tsla.bench.options import parse_attention, parse_crossover, parse_decode, parse_mixers, parse_model
 from tsla.config import compose
 from tsla.config.distill import parse_distill
-from tsla.config.grid import cells_of, read_suite, suite_of
+from tsla.config.grid import cells_of, find_suite, read_suite, suite_of
 from tsla.data_command import composed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +78,8 @@ def test_commands_are_there(line, tmp_path, monkeypatch, capsys):
             assert parse_distill(arguments).mixer
         case ["tsla", "train", *arguments]:
             assert compose(arguments)
+        case ["tsla", "suite", name, *_] if "=" not in name:
+            assert cells_of(read_suite(find_suite(name)))
         case ["tsla", "suite", *arguments]:
             assert cells_of(suite_of(arguments))
         case ["tsla", "data", "inspect", *_]:

@@ -10,7 +10,7 @@ from tsla import build
 from tsla.config import ConfigError, compose, read
 from tsla.config.compose import command_of, differing, freeze, to_yaml
 from tsla.evaluation.runs import find_runs
-from tsla.evaluation.tables import _options
+from tsla.evaluation.tables import options_of
 from tsla.models.pretrained import read_model_config
 from tsla.ops import measured, native, taylor_crossover
 from tsla.ops.measured import Measured, Table, render, table_file
@@ -148,7 +148,7 @@ def test_reports_group_runs_by_what_was_asked(tmp_path):
         "c": {"mixer.crossover": 30.0, "frozen": []},
     }.items():
         write_run(tmp_path / name, options=options)
-    a, b, c = (_options(run) for run in find_runs([tmp_path / name for name in "abc"]))
+    a, b, c = (options_of(run) for run in find_runs([tmp_path / name for name in "abc"]))
     assert a == b != c
 
 

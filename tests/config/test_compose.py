@@ -68,7 +68,7 @@ def test_every_experiment_composes_with_every_mixer(name, mixer):
 
 
 def test_no_file_lies_about_unread():
-    assert {path.parent.name for path in YAMLS} == {*GROUPS, "experiment", "recipe", ""}
+    assert {path.parent.name for path in YAMLS} == {*GROUPS, "experiment", "recipe", "suite", ""}
     known = {f"{experiment}_{model}" for experiment in EXPERIMENTS for model in group_choices("model")}
     assert {path.stem for path in YAMLS if path.parent.name == "recipe"} <= known
     assert [path for path in YAMLS if not path.parent.name] == [Path("train.yaml")]
