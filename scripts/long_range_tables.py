@@ -26,20 +26,23 @@ Found = dict[str, list[dict[str, Any]]]  # results of a group's seeds, by its na
 
 
 def results(name: str) -> Found:
-    """The committed results of a suite, by group, in the order of its cells."""
+    """The committed results of a suite, by group, in the order of its cells, each with how many seeds are asked for."""
     found: Found = {}
-    for cell in cells_of(read_suite(SUITES[name])):
+    cells = cells_of(read_suite(SUITES[name]))
+    for cell in cells:
         file = RESULTS / name / f"{cell.name}.json"
         if file.exists():
-            found.setdefault(cell.group, []).append(json.loads(file.read_text()))
+            asked = sum(other.group == cell.group for other in cells)
+            found.setdefault(cell.group, []).append({**json.loads(file.read_text()), "asked": asked})
     return found
 
 
 def score(runs: list[dict[str, Any]]) -> str:
-    """Test score, mean and sample standard deviation over seeds."""
+    """Test score, mean and sample standard deviation over seeds, and how many there are if some are missing."""
     values = [run["metrics"][f"test/{run['monitor']}"] for run in runs]
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+    missing = f" ({len(runs)} of {runs[0]['asked']})" if len(runs) < runs[0]["asked"] else ""
+    return f"{statistics.mean(values):.3f}{spread}{missing}"
 
 
 def minutes(runs: list[dict[str, Any]]) -> str:

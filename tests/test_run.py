@@ -130,8 +130,10 @@ def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
         ["task.max_len=9", "task.max_len is not an option of task=listops_short"],
         ["task.name=listops", "task.name cannot be changed: only other options of task=listops_short can"],
         ["task.min_length=80", "task.min_length (80) must be below task.max_length - 1 (59)"],
+        ["out=nowhere/other.json", "out (nowhere/other.json) must be a file, in a folder that is there"],
         ["task.supervision=dense", "the rows asked for are not of the run's kind: their target are others"],
     ):
-        assert cli.main(["eval", "a", arguments, "out=other.json"]) in (1, 2)
+        others = [] if arguments.startswith("out=") else ["out=other.json"]
+        assert cli.main(["eval", "a", arguments, *others]) in (1, 2)
         assert message in capsys.readouterr().err
     assert not Path("other.json").exists()

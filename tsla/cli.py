@@ -302,6 +302,8 @@ def _eval(arguments: list[str]) -> int:
     except ConfigError as error:
         raise usage("these options do not work:", error) from None
     out = Path(options["out"]) if options["out"] else None
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"out ({out}) must be a file, in a folder that is there")
     evaluate_run(config, checkpoint, options["split"], Console(), on=changed.task, out=out)
     return 0
 

@@ -70,11 +70,11 @@ def find_suite(name: str) -> Path:
         ConfigError: there is none.
     """
     ours = {path.stem: path for path in sorted((config_root() / "suite").glob("*.yaml"))}
-    if Path(name).exists() or name not in ours:
-        if not Path(name).exists():
-            told = did_you_mean(name, ours) or f"; suites here: {', '.join(ours)}"
-            raise ConfigError([f"{name} does not exist{told}"])
+    if Path(name).exists():
         return Path(name)
+    if name not in ours:
+        told = did_you_mean(name, ours) or f"; suites here: {', '.join(ours)}"
+        raise ConfigError([f"{name} does not exist{told}"])
     return ours[name]
 
 

@@ -238,7 +238,7 @@ class LengthBatches:
                 start, widest = row, width
                 cuts.append(row)
         if curriculum is not None:
-            self.hardest = np.maximum.reduceat(curriculum.hardness[rows], cuts)
+            self.hardest = np.maximum.reduceat(curriculum.hardness[rows], cuts)  # of each batch, in rising order
         self.cuts = [*cuts, len(lengths)] if len(lengths) else [0]
         total = len(self.cuts) - 1
         self.count = total // world if drop_uneven else len(range(rank, total, world))
@@ -270,10 +270,8 @@ class LengthBatches:
     ) -> NDArray[np.int64]:  # fmt: skip
         """`order`, with batches that are easy enough where the curriculum is not over."""
         batch = self.epoch * len(order) + np.arange(len(order))
-        easy = np.argsort(self.hardest, kind="stable")
-        allowed = np.searchsorted(self.hardest[easy], curriculum.limit(batch), side="right")
-        allowed = np.clip(allowed, min(LEAST, len(order)), len(order))
-        drawn = easy[random.integers(allowed)]
+        allowed = np.searchsorted(self.hardest, curriculum.limit(batch), side="right")
+        drawn = random.integers(np.clip(allowed, min(LEAST, len(order)), len(order)))
         over = np.count_nonzero(batch < curriculum.batches)
         return np.concatenate([drawn[:over], order[: len(order) - over]])
 
