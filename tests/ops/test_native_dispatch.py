@@ -116,9 +116,9 @@ def test_what_torch_transforms_goes_to_torch():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(run, (q,), check_trace=False)
     torch.testing.assert_close(traced(q), plain)
-    # Its backward pass alone is mapped, too late to choose. Torch says so at the pointer, or at a view before that: which
-    # one depends on what else this process has done with torch.
-    with pytest.raises(RuntimeError, match="data pointer|Batching rule not implemented"):
+    # Its backward pass alone is mapped, too late to choose. Torch says so at the pointer, or at a view before that: it
+    # depends on what else this process has done with torch.
+    with pytest.raises(RuntimeError, match=r"data pointer|Batching rule not implemented"):
         torch.autograd.functional.jacobian(run, q, vectorize=True)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError):
         run(forward_ad.make_dual(q, q), "linear")
