@@ -164,6 +164,12 @@ TASKS: dict[str, dict[str, Case]] = {
     "PathfinderConfig": {
         "name": Case(data, ("pathfinder", "pathfinder_64", "pathx"), PATHFINDER),
         "packing": Case(data, ("false", "true"), PATHFINDER),
+        "easier": Case(
+            data,
+            ("[]", "[3/0/2]", "[3/0/3]", "[3/2/2]", "[4/0/2]", "[3/0/2,4/0/2]", "[2/0/2]"),
+            PATHFINDER,
+            "task.easier ('2/0/2') must have the form contour/clutter/rows",
+        ),
         "contour": Case(data, ("14", "9", "6", "7"), PATHFINDER, "task.contour (7) must be 6 or 9 or 14"),
         "kind": Case(data, ("tokens", "series"), PATHFINDER),
         "seed": Case(data, ("0", "1"), PATHFINDER),
@@ -276,7 +282,7 @@ TASKS: dict[str, dict[str, Case]] = {
         "hub_revision": Case(pair_rows, ("null", "x"), PAIRS, "task.hub_revision (x) needs task.source=hub"),
         "protocol": Case(pair_rows, ("default", "lra", "s4"), (*PAIRS, *PAPERS, "task.path=aan")),
         "allow_pickle": Case(pair_rows, ("false", "true"), PAIRS, "task.allow_pickle (true) needs task.source=lra"),
-        "pairs": Case(head_of_pairs, ("nli", "concat"), PAIRS),
+        "pairs": Case(head_of_pairs, ("nli", "concat", "normed"), PAIRS),
         "max_length": Case(pair_rows, ("4000", "50"), PAIRS),
         "train_rows": Case(pair_rows, ("null", "20", "30"), PAIRS),
         "eval_rows": Case(pair_rows, ("null", "3", "5"), PAIRS),

@@ -130,8 +130,8 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
         vocab_size=spec.vocab_size, input_dim=spec.channels, dim=model.dim, depth=model.depth, mixer=mixer,
         causal=model.causal, positions=model.positions, max_length=spec.max_length, norm=model.norm,
         feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv,
-        conv_embedding=model.conv_embedding, embedding_scale=model.embedding_scale, dropout=model.dropout,
-        loops=model.loops, brackets=_brackets(spec) if model.bracket_depth else None,
+        conv_residual=model.conv_residual, conv_embedding=model.conv_embedding, embedding_scale=model.embedding_scale,
+        brackets=_brackets(spec) if model.bracket_depth else None, dropout=model.dropout, loops=model.loops,
         gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":
@@ -159,8 +159,9 @@ def _vision(model: VisionConfig, mixer: Callable[[int], Mixer], spec: TaskSpec) 
         image_size=(spec.image[0], spec.image[1]), patch_size=model.patch_size, channels=spec.channels or 1,
         levels=None if spec.vocab_size is None else spec.vocab_size - 1, num_classes=spec.outputs, dim=model.dim,
         depth=model.depth, mixer=mixer, causal=model.causal, positions=model.positions, short_conv=model.short_conv,
-        norm=model.norm, feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, pool=model.pool,
-        dropout=model.dropout, gradient_checkpointing=model.gradient_checkpointing,
+        conv_residual=model.conv_residual, norm=model.norm, feed_forward=model.feed_forward,
+        feed_forward_mult=model.feed_forward_mult, pool=model.pool, dropout=model.dropout,
+        gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_short_convolution_by_loops(kernel, causal):
     layer = ShortConv(DIM, kernel=kernel, causal=causal)
     x, mask = torch.randn(2, 7, DIM), torch.arange(7) < torch.tensor([[7], [4]])
     first = -(kernel - 1) if causal else -(kernel // 2)
-    expected = x.clone()
+    expected = torch.zeros_like(x)
     for b in range(2):
         for t in range(7):
             expected[b, t] += layer.conv.bias
@@ -55,10 +55,12 @@ def test_short_convolution_by_loops(kernel, causal):
     torch.testing.assert_close(layer(x), layer(x, torch.ones(2, 7, dtype=torch.bool)))
 
 
-def test_the_block_by_its_formula():
-    block = Block(TaylorAttention(DIM, heads=2), short_conv=3, feed_forward="swiglu").eval()
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_block_by_its_formula(residual):
+    block = Block(TaylorAttention(DIM, heads=2), short_conv=3, conv_residual=residual, feed_forward="swiglu").eval()
     x, mask = torch.randn(2, 7, DIM), torch.arange(7) < torch.tensor([[7], [4]])
-    half = x + block.mixer(block.conv(block.mixer_norm(x), mask), mask=mask)
+    around = block.conv(block.mixer_norm(x), mask)
+    half = x + block.mixer(block.mixer_norm(x) + around, mask=mask) + (around if residual else 0)
     out, side, aux = block(x, mask)
     torch.testing.assert_close(out, half + block.feed_forward(block.feed_forward_norm(half)))
     assert side is None and aux is None
@@ -90,6 +92,11 @@ def test_the_convolution_looks_the_way_of_the_mixer():
         block = Block(TaylorAttention(DIM, heads=2, causal=causal), short_conv=4)
         assert block.conv.reach == ((3, 0) if causal else (2, 1))
     assert Block(NoMixer(DIM)).conv is None
+
+
+def test_what_goes_on_beside_the_mixer_is_of_a_convolution():
+    with pytest.raises(ValueError, match=r"^conv_residual=True needs a convolution: short_conv above 0$"):
+        Block(NoMixer(DIM), conv_residual=True)
 
 
 def test_dropout_is_on_what_the_feed_forward_adds():

@@ -22,16 +22,49 @@ def rows(count, length):
     return torch.randint(1, 11, (count, length), generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("pairs", ["concat", "nli"])
+@pytest.mark.parametrize("pairs", ["concat", "nli", "normed"])
 def test_the_head_is_its_formula(pairs):
     head, a, b = PairHead(DIM, 3, pairs).double(), torch.randn(5, DIM).double(), torch.randn(5, DIM).double()
+    given = torch.cat([a, b])
+    if pairs == "normed":
+        normed = (given - given.mean(0)) / (given.var(0, correction=0) + 1e-5).sqrt()
+        a, b = normed[:5], normed[5:]
     vectors = torch.cat([a, b] if pairs == "concat" else [a, b, a - b, a * b], dim=1)
     hidden = (vectors @ head.hidden.weight.T + head.hidden.bias).clamp(min=0)
-    assert_close(head(torch.cat([a, b])), hidden @ head.out.weight.T + head.out.bias)
+    assert_close(head(given), hidden @ head.out.weight.T + head.out.bias)
+
+
+def test_vectors_that_hardly_differ_are_told_apart_by_a_head_that_norms_them():
+    """Pairs whose vectors share a large mean: what sets them apart is lost on one head, and not on the other."""
+    torch.manual_seed(0)
+    a, b, other = (torch.randn(256, DIM) for _ in range(3))
+    a, b = torch.cat([a, b]), torch.cat([a, other])  # the second is the first, or another one
+    labels = torch.arange(2).repeat_interleave(256)
+    found = {}
+    for pairs in ("nli", "normed"):
+        head = PairHead(DIM, 2, pairs)
+        optimiser = torch.optim.AdamW(head.parameters(), 3e-3)
+        for _ in range(300):
+            loss = torch.nn.functional.cross_entropy(head(1 + 0.02 * torch.cat([a, b])), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        found[pairs] = float(loss.detach())
+    assert found["nli"] > 0.6 and found["normed"] < 0.2
+
+
+def test_an_answer_depends_on_no_other_pair_once_trained():
+    made, first, second = model("normed").train(), rows(4, 5), rows(4, 5).flip(0)
+    stacked = torch.cat([first, second])
+    moved = made(stacked)
+    made.eval()
+    assert not torch.allclose(made(stacked), moved)
+    alone = made(torch.cat([first[:1], second[:1]]))
+    assert_close(alone, made(stacked)[:1], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "attention"])
-@pytest.mark.parametrize("pairs", ["concat", "nli"])
+@pytest.mark.parametrize("pairs", ["concat", "nli", "normed"])
 def test_both_go_through_the_encoder_alone(pairs, pool):
     """Padded to one length, the pair has the logits of its two vectors, each made without the other."""
     made, first, second = model(pairs, pool), rows(4, 5), rows(4, 9)
@@ -56,7 +89,7 @@ def test_packed_pairs_are_padded_pairs():
 
 
 def test_other_pairs_are_refused():
-    with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of '', concat, nli$"):
+    with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of '', concat, nli, normed$"):
         model("sum")
 
 

@@ -95,7 +95,14 @@ def curriculum(kind: str, hardness: list[int], count: int, number: int = 0, **op
     return epoch(batches(curriculum=made, **options), number)
 
 
-@pytest.mark.parametrize(("kind", "hardness"), [("length", LENGTHS), ("depth", [row % 7 + 1 for row in range(101)])])
+@pytest.mark.parametrize(
+    ("kind", "hardness"),
+    [
+        ("length", LENGTHS),
+        ("depth", [row % 7 + 1 for row in range(101)]),
+        ("stage", [row % 3 + 1 for row in range(101)]),
+    ],
+)
 def test_a_curriculum_lets_no_row_come_before_its_time(kind, hardness, monkeypatch):
     """The limit by hand: from the easiest to the hardest, by a factor or by a number; then every row of an epoch."""
     monkeypatch.setattr("tsla.tasks.loading.LEAST", 1)
@@ -135,9 +142,10 @@ def test_a_curriculum_begins_with_more_than_one_batch():
 
 
 def test_hardness_of_rows():
-    rows = {"input_ids": [[1] * n for n in (3, 1, 2)], "label": [0, 1, 2], "depth": [4, 1, 2]}
+    rows = {"input_ids": [[1] * n for n in (3, 1, 2)], "label": [0, 1, 2], "depth": [4, 1, 2], "stage": [1, 2, 1]}
     made = Rows(Dataset.from_dict(rows), SPEC)
     assert made.hardness("length").tolist() == [3, 1, 2] and made.hardness("depth").tolist() == [4, 1, 2]
+    assert made.hardness("stage").tolist() == [1, 2, 1] and list(made.slices) == ["depth"]
     dense = {"input_ids": [[1] * 3, [1]], "label": [[0, -100, 1], [0]], "depth": [[1, 3], [2]]}
     tokens = Rows(Dataset.from_dict(dense), runs.spec(256, 10, target="tokens"))
     assert tokens.hardness("depth").tolist() == [3, 2]

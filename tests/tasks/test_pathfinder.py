@@ -67,6 +67,26 @@ def test_fewer_rows_are_the_first_ones(tmp_path, monkeypatch):
 
 
 @needs_compiler
+def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, monkeypatch):
+    plain = Pathfinder(**SMALL, cache_dir=tmp_path)
+    eased = Pathfinder(**SMALL, easier=["3/0/20", "6/9/5"], cache_dir=tmp_path, workers=3)
+    assert plain.folder != eased.folder and plain.spec == eased.spec
+    assert plain.references() == eased.references()
+    assert plain.manifest["tries_per_image"] == eased.manifest["tries_per_image"]
+    assert eased.manifest["rows"]["train"] == plain.manifest["rows"]["train"] + 25
+    for split in ("val", "test"):
+        assert eased.split(split).to_list() == plain.split(split).to_list()
+    trained = eased.split("train").to_list()
+    assert [row.pop("stage") for row in trained] == [3] * 30 + [1] * 20 + [2] * 5
+    assert trained[:30] == plain.split("train").to_list()
+    own, easy, harder = ((rows(eased, "train")[part] > 1).sum(1) for part in (slice(30), slice(30, 50), slice(50, 55)))
+    assert own.mean() > harder.mean() > easy.mean() and easy.max() < own.min()  # pixels that are not black
+    assert [(one.name, one.found) for one in plain.statistics()] == [
+        (one.name, one.found) for one in eased.statistics()
+    ]
+
+
+@needs_compiler
 def test_a_series_has_the_same_pixels(tmp_path):
     tokens, series = (Pathfinder(**SMALL, kind=kind, cache_dir=tmp_path) for kind in ("tokens", "series"))
     values = rows(series, "train", "values")
@@ -109,6 +129,12 @@ def test_without_a_compiler(tmp_path, monkeypatch):
         ({"train_rows": 0}, "train_rows (0) must be from 1 to 160000"),
         ({"eval_rows": 20_001}, "eval_rows (20001) must be from 1 to 20000"),
         ({"workers": 0}, "workers (0) must be at least 1"),
+        ({"easier": ["3/0"]}, "easier ('3/0') must have the form contour/clutter/rows, such as 3/0/20000"),
+        ({"easier": ["3/0/0"]}, "easier ('3/0/0') must have the form contour/clutter/rows"),
+        ({"easier": ["3/-1/9"]}, "easier ('3/-1/9') must have the form contour/clutter/rows"),
+        ({"easier": ["6/0/9", "2/0/9"]}, "contour (2) must be from 3 to 14"),
+        ({"easier": ["3/21/9"]}, "clutter (21) must be from 0 to 20 for 32 x 32 pixels"),
+        ({"easier": ["3/0/9"], "source": "lra", "path": "x"}, "easier (1 entries) needs source=offline"),
     ],
 )
 def test_what_cannot_be_asked(change, message):

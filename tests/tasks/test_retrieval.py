@@ -247,10 +247,10 @@ def test_what_cannot_be_made(options, message):
     assert message in str(caught.value)
 
 
-def test_pairs_are_compared_in_one_of_two_ways():
-    with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of concat, nli$"):
+def test_pairs_are_compared_in_one_of_three_ways():
+    with pytest.raises(ValueError, match=r"^pairs \('sum'\) must be one of concat, nli, normed$"):
         Retrieval(pairs="sum")
     problems: list[str] = []
     spec = {"name": "x", "inputs": "bytes", "target": "class", "outputs": 2, "max_length": 4, "vocab_size": 257}
     assert parse_spec({**spec, "pairs": "sum"}, problems) is None
-    assert problems == ["task.pairs ('sum') must be one of '', concat, nli"]
+    assert problems == ["task.pairs ('sum') must be one of '', concat, nli, normed"]

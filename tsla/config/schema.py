@@ -29,6 +29,7 @@ class EncoderConfig:
     positions: str = option("none", "positions", choices=("none", "learned", "sinusoidal", "rotary"))
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "kernel of a convolution over tokens before each mixer; 0 = none", low=0)
+    conv_residual: bool = option(False, "what the convolution finds also goes on beside the mixer, see docs/lra.md")
     conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
     bracket_depth: bool = option(False, "add a learned vector of how many brackets are open; for ListOps")
     embedding_scale: bool = option(False, "multiply embeddings by sqrt(dim), before positions are added")
@@ -54,6 +55,7 @@ class VisionConfig:
                             choices=("none", "learned", "sinusoidal", "rotary"))  # fmt: skip
     layers: list[str] = option([], "mixers by layer, repeated over depth; empty = the chosen mixer", choices=MIXERS)
     short_conv: int = option(0, "side of a convolution over neighbouring patches before each mixer; 0 = none", low=0)
+    conv_residual: bool = option(False, "what the convolution finds also goes on beside the mixer, see docs/lra.md")
     norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)
     feed_forward: str = option("gelu", "kind of feed-forward; sglu is swiglu without SiLU", choices=FEED_FORWARDS)
     feed_forward_mult: float = option(4.0, "its hidden width over dim", above=0)
@@ -88,8 +90,9 @@ class TrainerConfig:
     max_minutes: float | None = option(None, "minutes of training, validation included", above=0)
     batch_tokens: int = option(4096, "most tokens of a batch, padding included; rows of like length go together", low=1)
     batch_rows: int | None = option(None, "most rows of a batch; null: as many as batch_tokens allow", low=1)
-    curriculum: str = option("none", "easy rows first: short ones, or of ListOps those with trees of little depth",
-                             choices=("none", "length", "depth"))  # fmt: skip
+    curriculum: str = option("none", "easy rows first: short ones; of ListOps those with trees of little depth; "
+                             "or those of task.easier, entry by entry",
+                             choices=("none", "length", "depth", "stage"))  # fmt: skip
     curriculum_steps: int | None = option(None, "for a curriculum: optimiser steps until all rows may come", low=1)
     accumulate: int = option(1, "batches per optimiser step", low=1)
     validate_every: int = option(200, "optimiser steps between validations; best.ckpt is chosen there", low=1)

@@ -234,8 +234,8 @@ class RetrievalConfig(SourcedConfig):
     name: str = option("retrieval", "the task", choices=("retrieval",))
     hub_id: str | None = option(LRA_HUB, "for source=hub: a data set that holds new_aan_pairs.{train,eval,test}.tsv")
     allow_pickle: bool = option(False, PICKLES)
-    pairs: str = option("nli", "the head over vectors a and b of the two: of [a, b, a - b, a b] or [a, b]",
-                        choices=("nli", "concat"))  # fmt: skip
+    pairs: str = option("nli", "the head over vectors a and b of the two: of [a, b, a - b, a b] or [a, b]; normed is "
+                        "nli of vectors standardised over the batch", choices=("nli", "concat", "normed"))  # fmt: skip
     max_length: int = option(4000, "longer documents lose their end, in tokens", low=1)
 
 
@@ -248,6 +248,8 @@ class PathfinderConfig(SourcedConfig):
     kind: str = option("tokens", "pixels are ids of grey values, or numbers", choices=("tokens", "series"))
     hub_id: str | None = option(None, "for source=hub, which needs it: a data set with the columns image and label")
     allow_pickle: bool = option(False, PICKLES)
+    easier: list[str] = option([], "more training rows, generated, each contour/clutter/rows, such as 3/0/20000, the "
+                               "clutter in paddles; see trainer.curriculum")  # fmt: skip
     train_rows: int | None = option(None, "rows of the training split; null is all, 160000", low=1, high=160_000)
     eval_rows: int | None = option(None, "rows of validation and of test; null is all, 20000", low=1, high=20_000)
 

@@ -14,6 +14,7 @@ from tsla.config.schema import (
 from tsla.config.tasks import (
     IMAGES,
     LISTOPS,
+    PATHFINDER,
     DnaStrandConfig,
     FilesConfig,
     GreyConfig,
@@ -126,6 +127,13 @@ def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
         yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source={task.source} is fixed"
     if task.protocol == "s4" and task.kind != "series":
         yield "task.protocol=s4 needs task.kind=series: it is of pixels as numbers, its split is that of the default"
+    if task.source != "offline" and task.easier:
+        yield f"task.easier ({', '.join(task.easier)}) needs task.source=offline: such rows are generated"
+    for text in task.easier:
+        parts = [int(part) for part in text.split("/") if part.isdecimal()]
+        if len(parts) != 3 or text.count("/") != 2 or not 3 <= parts[0] <= 14 or not parts[2]:
+            yield (f"task.easier ({text!r}) must have the form contour/clutter/rows, such as 3/0/20000, the contour "
+                   "from 3 to 14")  # fmt: skip
 
 
 def _files(task: FilesConfig) -> Iterator[str]:
@@ -243,6 +251,8 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.bracket_depth=true needs a task of brackets ({', '.join(LISTOPS)}), got {config.task.name}"
     if isinstance(model, EncoderConfig) and model.conv_embedding and model.dim < 4:
         yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
+    if model.conv_residual and not model.short_conv:
+        yield "model.conv_residual=true needs a convolution: model.short_conv above 0"
     if config.task.packing and isinstance(model, VisionConfig):
         yield "task.packing=true changes nothing for model=vision: all images have as many pixels"
     if config.task.packing and model.pool == "cls":
@@ -282,11 +292,13 @@ def _trainer(config: Config) -> Iterator[str]:
 def _curriculum(config: Config) -> Iterator[str]:
     kind, steps = config.trainer.curriculum, config.trainer.curriculum_steps
     if kind == "none" and steps is not None:
-        yield f"trainer.curriculum_steps ({steps}) needs trainer.curriculum=length or depth"
+        yield f"trainer.curriculum_steps ({steps}) needs trainer.curriculum=length, depth or stage"
     if kind != "none" and steps is None:
         yield f"trainer.curriculum={kind} needs trainer.curriculum_steps: how many until all rows may come"
     if kind == "depth" and not isinstance(config.task, ListOpsConfig):
         yield f"trainer.curriculum=depth needs a task of trees ({', '.join(LISTOPS)}), got {config.task.name}"
+    if kind == "stage" and not getattr(config.task, "easier", None):
+        yield f"trainer.curriculum=stage needs task.easier ({', '.join((*LISTOPS, *PATHFINDER))}): what comes first"
 
 
 def _optim(config: Config) -> Iterator[str]:

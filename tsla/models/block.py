@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """Depthwise convolution over a few neighbouring tokens, added to its input.
+    """Depthwise convolution over a few neighbouring tokens.
 
     Args:
         dim: model width.
@@ -61,11 +61,11 @@ class ShortConv(nn.Module):
         if x.shape[1] == 0:  # torch's convolution refuses inputs shorter than its kernel
             return x
         y = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
-        return x + self.conv(pad(y.transpose(1, 2), self.reach)).transpose(1, 2)
+        return self.conv(pad(y.transpose(1, 2), self.reach)).transpose(1, 2)
 
 
 class GridConv(nn.Module):
-    """Depthwise convolution over the neighbours in a grid whose cells are the tokens, row by row; added to its input.
+    """Depthwise convolution over the neighbours in a grid whose cells are the tokens, row by row.
 
     Args:
         dim: model width.
@@ -84,17 +84,21 @@ class GridConv(nn.Module):
         """``(b, height * width, dim)``; masked cells count as zeros, as the space beyond the edges does."""
         y = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         y = y.transpose(1, 2).unflatten(2, self.grid)
-        return x + self.conv(pad(y, self.reach)).flatten(2).transpose(1, 2)
+        return self.conv(pad(y, self.reach)).flatten(2).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """x + mixer(conv(norm(x))), then x + feed_forward(norm(x)).
+    """x + mixer(y), then x + feed_forward(norm(x)); y is norm(x), with what a convolution finds around it added.
+
+    Attention alone takes that on, and makes of it means over many tokens. `conv_residual` puts it on x itself, too, so
+    that a feed-forward sees what stands around its own token.
 
     Args:
         mixer: the token mixer; its `dim` and `causal` are the block's.
         norm: ``"layer"`` or ``"srms"``, see `SRMSNorm`.
         feed_forward, feed_forward_mult: see `FeedForward`.
         short_conv: kernel of a `ShortConv` before the mixer, or of a `GridConv` where there is a grid; 0 = none.
+        conv_residual: x + conv(norm(x)) goes on, not x.
         grid: height and width, if the tokens are the cells of a grid.
         dropout: on what the feed-forward adds (the mixer has its own).
     """
@@ -107,12 +111,15 @@ class Block(nn.Module):
         feed_forward: str = "gelu",
         feed_forward_mult: float = 4.0,
         short_conv: int = 0,
+        conv_residual: bool = False,
         grid: tuple[int, int] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if short_conv < 0:
             raise ValueError(f"short_conv ({short_conv}) must not be negative")
+        if conv_residual and not short_conv:
+            raise ValueError("conv_residual=True needs a convolution: short_conv above 0")
         dim = mixer.dim
         self.mixer_norm = make_norm(norm, dim)
         self.conv: ShortConv | GridConv | None = None
@@ -120,6 +127,7 @@ class Block(nn.Module):
             self.conv = ShortConv(dim, kernel=short_conv, causal=mixer.causal)
         elif short_conv and grid is not None:
             self.conv = GridConv(dim, kernel=short_conv, grid=grid, causal=mixer.causal)
+        self.conv_residual = conv_residual
         self.mixer = mixer
         self.feed_forward_norm = make_norm(norm, dim)
         self.feed_forward = FeedForward(dim, kind=feed_forward, mult=feed_forward_mult)
@@ -136,7 +144,8 @@ class Block(nn.Module):
         """
         y = self.mixer_norm(x)
         if self.conv is not None:
-            y = self.conv(y, mask) if cu_seqlens is None else each_sequence(self.conv, y, cu_seqlens, mask)
+            around = self.conv(y, mask) if cu_seqlens is None else each_sequence(self.conv, y, cu_seqlens, mask)
+            x, y = x + around if self.conv_residual else x, y + around
         mixed = self.mixer.mix(y, mask=mask, side=side, cu_seqlens=cu_seqlens)
         x, side = x + mixed.output, side if mixed.side is None else mixed.side
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), side, mixed.aux

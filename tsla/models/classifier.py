@@ -9,7 +9,7 @@ from tsla.models.encoder import Encoder
 from tsla.ops.packing import groups, in_order, take
 
 POOLS = ("mean", "cls", "attention")
-PAIRS = ("", "concat", "nli")
+PAIRS = ("", "concat", "nli", "normed")
 
 
 class Classified(NamedTuple):
@@ -25,18 +25,21 @@ class PairHead(nn.Module):
     Args:
         dim: width of a vector, and of the hidden layer.
         num_classes: width of the logits.
-        pairs: ``"concat"``, [a, b], or ``"nli"``, [a, b, a - b, a b].
+        pairs: ``"concat"``, [a, b]; ``"nli"``, [a, b, a - b, a b]; or ``"normed"``, which is nli of vectors that are
+            first standardised over the batch (arXiv 1502.03167). Means over many tokens hardly differ from one
+            sequence to the next, and without that it takes long until the hidden layer sees anything but their mean.
     """
 
     def __init__(self, dim: int, num_classes: int, pairs: str) -> None:
         super().__init__()
         self.pairs = pairs
+        self.norm = nn.BatchNorm1d(dim, affine=False) if pairs == "normed" else nn.Identity()
         self.hidden = nn.Linear(dim * (2 if pairs == "concat" else 4), dim)
         self.out = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, num_classes)`` of vectors ``(2 b, dim)``, those of all first sequences before the second ones."""
-        a, b = x.chunk(2)
+        a, b = self.norm(x).chunk(2)
         vectors = [a, b] if self.pairs == "concat" else [a, b, a - b, a * b]
         logits: Tensor = self.out(torch.relu(self.hidden(torch.cat(vectors, dim=-1))))
         return logits
@@ -53,7 +56,7 @@ class SequenceClassifier(nn.Module):
         num_classes: width of the logits.
         pool: ``"mean"`` over real tokens; ``"cls"``, a learned token put first; ``"attention"``, a learned weighting.
         pairs: sequences are taken two by two, the first half of a batch with the second, and `PairHead` tells their
-            class by ``"concat"`` or ``"nli"``; empty: each sequence has its own.
+            class by ``"concat"``, ``"nli"`` or ``"normed"``; empty: each sequence has its own.
         dropout: before the head.
 
     Raises:

@@ -33,7 +33,8 @@ class Encoder(nn.Module):
         grid: height and width, if the tokens are the cells of a grid, row by row, all of them. Short convolutions are
             then squares, sinusoidal positions tell the row and the column, and positions are those of the cells,
             masked or not; rotary ones still count real tokens, row by row.
-        norm, feed_forward, feed_forward_mult, short_conv: as in `Block`; the last norm is of the same kind.
+        norm, feed_forward, feed_forward_mult, short_conv, conv_residual: as in `Block`; the last norm is of the same
+            kind.
         conv_embedding: make the embedding of a token from those around it too, see `ConvEmbedding`.
         embedding_scale: multiply embeddings by sqrt(dim), before positions are added. Those of tokens are drawn with a
             standard deviation of dim^-0.5, so that the numbers of a scaled vector have one of 1.
@@ -52,8 +53,9 @@ class Encoder(nn.Module):
         heads: int | None = None, mixer: Callable[[int], Mixer] | None = None, causal: bool = False,
         positions: str = "none", max_length: int | None = None, grid: tuple[int, int] | None = None,
         norm: str = "layer", feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0,
-        conv_embedding: bool = False, embedding_scale: bool = False, brackets: Sequence[int] | None = None,
-        dropout: float = 0.0, loops: int = 1, gradient_checkpointing: bool = False,
+        conv_residual: bool = False, conv_embedding: bool = False, embedding_scale: bool = False,
+        brackets: Sequence[int] | None = None, dropout: float = 0.0, loops: int = 1,
+        gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if (vocab_size is None) == (input_dim is None):
@@ -91,7 +93,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(m, norm=norm, feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
-                  grid=grid, dropout=dropout)
+                  conv_residual=conv_residual, grid=grid, dropout=dropout)
             for m in mixers
         )  # fmt: skip
         self.norm = make_norm(norm, dim)

@@ -28,6 +28,7 @@ class VisionTransformer(nn.Module):
             the `Encoder`; a causal one goes from patch to patch, row by row.
         positions: ``"sinusoidal"`` of row and column, ``"learned"``, ``"rotary"`` (row by row), or ``"none"``.
         short_conv: side of a depthwise convolution over neighbouring patches before each mixer; 0 = none.
+        conv_residual: what it finds goes on beside the mixer, too, see `Block`.
         pool: ``"mean"`` over patches or ``"attention"``, a learned weighting.
 
     Raises:
@@ -37,9 +38,9 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, *, image_size: tuple[int, int], patch_size: int, channels: int = 1, levels: int | None = None,
         num_classes: int, dim: int, depth: int, heads: int | None = None, mixer: Callable[[int], Mixer] | None = None,
-        causal: bool = False, positions: str = "sinusoidal", short_conv: int = 0, norm: str = "layer",
-        feed_forward: str = "gelu", feed_forward_mult: float = 4.0, pool: str = "mean", dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
+        causal: bool = False, positions: str = "sinusoidal", short_conv: int = 0, conv_residual: bool = False,
+        norm: str = "layer", feed_forward: str = "gelu", feed_forward_mult: float = 4.0, pool: str = "mean",
+        dropout: float = 0.0, gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         height, width = image_size
@@ -53,8 +54,8 @@ class VisionTransformer(nn.Module):
         encoder = Encoder(
             input_dim=channels * patch_size**2, dim=dim, depth=depth, heads=heads, mixer=mixer, causal=causal,
             positions=positions, grid=(height // patch_size, width // patch_size), norm=norm,
-            feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv, dropout=dropout,
-            gradient_checkpointing=gradient_checkpointing,
+            feed_forward=feed_forward, feed_forward_mult=feed_forward_mult, short_conv=short_conv,
+            conv_residual=conv_residual, dropout=dropout, gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         self.classifier = SequenceClassifier(encoder, num_classes=num_classes, pool=pool, dropout=dropout)
 

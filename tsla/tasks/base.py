@@ -7,7 +7,7 @@ from datasets import Dataset
 SPLITS = ("train", "val", "test")
 INPUTS = ("bytes", "characters", "tokens", "listops", "series")
 TARGETS = ("class", "labels", "numbers", "tokens")
-PAIRS = ("", "concat", "nli")
+PAIRS = ("", "concat", "nli", "normed")
 PAD = 0  # the id every token table reserves for padding; it is never a real token
 IGNORE = -100  # the target of a token that is not scored
 
@@ -26,8 +26,9 @@ class TaskSpec(NamedTuple):
     channels: numbers at each step of a series; None for tokens.
     names: of the outputs; empty where they are their indices.
     image: height and width, if a row is the pixels of an image, row by row; its ids are grey levels, 1 the darkest.
-    pairs: of a row of two inputs, from which vectors a and b of the two its class is told: ``"concat"``, [a, b], or
-        ``"nli"``, [a, b, a - b, a b]; empty for a row of one input.
+    pairs: of a row of two inputs, how its class is told from vectors a and b of the two: ``"concat"``, by [a, b],
+        ``"nli"``, by [a, b, a - b, a b], or ``"normed"``, see `tsla.models.classifier.PairHead`; empty for a row of
+        one input.
     end: the id that ends every row; 0 if none does.
     final: of a row's scored tokens the last is its answer, for which the others are trained as well.
     alphabet: the characters that have ids of their own, in the order of these.

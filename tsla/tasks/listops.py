@@ -83,6 +83,7 @@ class ListOps:
             with such help do not stand beside others.
         easier: more training rows, generated within other bounds, for a model to begin with: each
             ``min_length/max_length/max_depth/rows``, such as ``20/100/5/24000``. None of them is in another split.
+            Rows to train then have a column `stage`: 1 of the first entry, and so on to those of the task itself.
         protocol: of ``listops``. With ``"default"`` a model is built for the longest row there is. Others build it for
             a published length and refuse files that have not as many rows as the release: ``"lra"``, 2000 tokens;
             ``"s4"``, 2048, and every row ends in an end token.
@@ -178,7 +179,7 @@ class ListOps:
         if self.dense:
             source["supervision"] = "dense"
         if self.easier:
-            source["easier"] = [[*grammar, rows] for grammar, rows in self.easier]
+            source["stages"] = [[*grammar, rows] for grammar, rows in self.easier]
         return cached(self.cache_dir, self.name, {"version": VERSION, **source}, self._build)
 
     def _build(self, folder: Path) -> None:
@@ -196,13 +197,15 @@ class ListOps:
             if self.dump is not None:
                 manifest["layout"] = self.dump.layout
         manifest["references"] = reference_lines(splits["train"], splits["test"])
+        own = len(splits["train"])
         splits["train"] = [*splits["train"], *self._easier_rows({*splits["val"], *splits["test"]})]
         end, lengths, labels = bytes([END] * (self.protocol == "s4")), {}, {}
         for split, rows in splits.items():
             tokens = [np.frombuffer(tokens + end, np.uint8) for tokens, _ in rows]
             roots = np.array([label for _, label in rows])
             targets = _dense(tokens) if self.dense else _roots(tokens, roots)
-            save_split(folder, split, [{"input_ids": tokens, **targets}])
+            stages = self._stages(own) if split == "train" else {}
+            save_split(folder, split, [{"input_ids": tokens, **targets, **stages}])
             lengths[split] = np.array([len(row) for row in tokens])
             scored = np.concatenate(targets["label"]) if self.dense else roots
             labels[split] = scored[scored != IGNORE].astype(np.int64)
@@ -216,6 +219,11 @@ class ListOps:
             asked = f"rows of easier, and of validation and test ({count} and {len(held)})"
             found, _ = _generate(grammar, self.seed, count + len(held), self.workers, asked)
             yield from itertools.islice((row for row in found if row not in held), count)
+
+    def _stages(self, own: int) -> Columns:
+        """The stage of each training row, `own` of which are not of `easier`; nothing where none are."""
+        counts = [own, *(count for _, count in self.easier)]
+        return {"stage": np.repeat([len(counts), *range(1, len(counts))], counts)} if self.easier else {}
 
     def _read(self, scratch: Path) -> dict[str, list[Row]]:
         """The rows of the files, or of each split those that `first_rows` takes, in their order."""

@@ -22,8 +22,8 @@ BUCKETS = 16  # steps between the shortest and the longest row: finer pads less,
 class Curriculum(NamedTuple):
     """Easy rows first: none is harder than a limit that grows from the easiest to the hardest (Bengio et al., 2009).
 
-    kind: of hardness: ``"length"`` of rows, whose limit grows by the same factor from batch to batch; or ``"depth"`` of
-        their trees, whose limit grows by the same number.
+    kind: of hardness: ``"length"`` of rows, whose limit grows by the same factor from batch to batch; ``"depth"`` of
+        their trees, or the ``"stage"`` a task gives them, whose limit grows by the same number.
     hardness: of each row, ``(rows,)``.
     batches: after so many, those of all processes together, the limit is that of the hardest.
     """
@@ -115,15 +115,16 @@ class Rows(TorchDataset[Batch]):
     def __init__(self, data: Dataset, spec: TaskSpec, *, packed: bool = False) -> None:
         self.spec, self.packed = spec, packed
         table = data.with_format("arrow")[:]
-        columns = [name for name in ("input_ids", "values", "input_ids_2") if name in table.column_names]
+        names = set(table.column_names)
+        columns = [name for name in ("input_ids", "values", "input_ids_2") if name in names]
         self.inputs = [Ragged(table[name], spec.channels or 1) for name in columns]
         if len(self.inputs) != 1 + bool(spec.pairs):
             raise ValueError(f"rows have the inputs {', '.join(columns)}, {spec.name} needs {1 + bool(spec.pairs)}")
         self.lengths = np.sum([one.lengths for one in self.inputs], axis=0)
         self.targets: Any = self._targets(table["label"])
-        self.depths = table["depth"] if "depth" in table.column_names else None
+        self.grades = {name: table[name] for name in ("depth", "stage") if name in names}
         self.slices: dict[str, list[Any]] = {
-            name: _flat(table[name].to_pylist()) for name in sorted({*table.column_names} - {*columns, "label"})
+            name: _flat(table[name].to_pylist()) for name in sorted(names - {*columns, "label", "stage"})
         }
 
     def __len__(self) -> int:
@@ -133,11 +134,12 @@ class Rows(TorchDataset[Batch]):
         """Of each row, as a `Curriculum` wants it, ``(rows,)``."""
         if kind == "length":
             return self.lengths
-        if self.depths is None:
-            raise ValueError(f"a curriculum of {kind} needs rows with a depth, which those of {self.spec.name} lack")
-        if pa.types.is_integer(self.depths.type):
-            return self.depths.to_numpy().astype(np.int64)
-        each = Ragged(self.depths)  # of every closing bracket: a row is as deep as the deepest
+        grades = self.grades.get(kind)
+        if grades is None:
+            raise ValueError(f"a curriculum of {kind} needs rows with a {kind}, which those of {self.spec.name} lack")
+        if pa.types.is_integer(grades.type):
+            return grades.to_numpy().astype(np.int64)
+        each = Ragged(grades)  # of every closing bracket: a row is as deep as the deepest
         return np.array([each[row].max() for row in range(len(each))], dtype=np.int64)
 
     @property

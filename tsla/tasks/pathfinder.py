@@ -7,11 +7,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -58,6 +58,9 @@ class Pathfinder:
         kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
         seed: of generated rows.
         train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
+        easier: more training rows, generated, for a model to begin with: each ``contour/clutter/rows``, such as
+            ``3/0/20000``, where clutter is the paddles of all distractors together (20 in 32 x 32 pixels). Rows to
+            train then have a column `stage`: 1 of the first entry, and so on to those of the task itself.
         source, path, hub_id, hub_revision: see above. The folder may also be a dump (`tsla.tasks.dumps`), whose split
             is given.
         allow_pickle: whether the dump may be one of pickles.
@@ -81,6 +84,7 @@ class Pathfinder:
         seed: int = 0,
         train_rows: int | None = None,
         eval_rows: int | None = None,
+        easier: Sequence[str] = (),
         source: str = "offline",
         path: Path | str | None = None,
         hub_id: str | None = None,
@@ -94,6 +98,7 @@ class Pathfinder:
             if value not in allowed:
                 raise ValueError(f"{option} ({value!r}) must be one of {', '.join(allowed)}")
         self.name, self.contour, self.kind, self.seed, self.size = name, contour, kind, seed, SIZES[name]
+        self.easier = [_easier(text) for text in easier]
         self.rows = {"train": train_rows, "val": eval_rows, "test": eval_rows}
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.cache_dir = Path(cache_dir)
@@ -115,6 +120,10 @@ class Pathfinder:
             rows = self.rows[split]
             if rows is not None and not 1 <= rows <= ALL[split]:
                 raise ValueError(f"{option} ({rows}) must be from 1 to {ALL[split]}, or None for all")
+        if self.easier and self.source != "offline":
+            raise ValueError(f"easier ({len(self.easier)} entries) needs source=offline: such rows are generated")
+        for easy in self.easier:
+            check_scene(self.size, easy.contour, easy.clutter)
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
@@ -159,7 +168,8 @@ class Pathfinder:
     def statistics(self) -> list[Statistic]:
         """What some of the training images are like, beside what they should be."""
         series = self.kind == "series"
-        data = self.split("train").with_format("numpy")[: min(ROWS, LINEAR_PIXELS // self.size**2)]
+        own = ALL["train"] if self.rows["train"] is None else self.rows["train"]  # before any that are easier
+        data = self.split("train").with_format("numpy")[: min(ROWS, LINEAR_PIXELS // self.size**2, own)]
         pixels = np.stack(data["values" if series else "input_ids"]) - (0 if series else 1)
         images = pixels.astype(np.uint8).reshape(-1, self.size, self.size)
         return statistics(images, data["label"], self.contour, self.manifest.get("tries_per_image"))
@@ -182,6 +192,8 @@ class Pathfinder:
         if self.protocol != "default":
             source["protocol"] = self.protocol
         key = {"version": VERSION, "contour": self.contour, "kind": self.kind, "rows": self.rows, **source}
+        if self.easier:
+            key["stages"] = self.easier
         return cached(self.cache_dir, self.name, key, self._build)
 
     def _build(self, folder: Path) -> None:
@@ -189,10 +201,15 @@ class Pathfinder:
         source = self._generated() if self.source == "offline" else self._given(folder / "fetched")
         rows = {split: self._rows(split, source.available[split]) for split in SPLITS}
         seen = {split: _Seen(LINEAR_PIXELS // self.size**2) for split in SPLITS}
+        easier = _Seen(0)
         for split in SPLITS:
-            save_split(folder, split, self._parts(source, split, rows[split], seen[split]))
+            parts = self._parts(source, split, rows[split], seen[split])
+            if split == "train" and self.easier:
+                parts = self._staged(parts, easier)
+            save_split(folder, split, parts)
         labels = {split: np.concatenate(seen[split].labels) for split in SPLITS}
-        lengths = {split: np.full(rows[split], self.size**2) for split in SPLITS}
+        labels["train"] = np.concatenate([labels["train"], *easier.labels])
+        lengths = {split: np.full(len(labels[split]), self.size**2) for split in SPLITS}
         shutil.rmtree(folder / "fetched", ignore_errors=True)
         mean, std = S4_GREY if self.protocol == "s4" else seen["train"].grey()
         manifest = {"task": self.name, "contour": self.contour, **source.facts(), **describe(lengths, labels, 2)}
@@ -234,6 +251,15 @@ class Pathfinder:
         return _Read(lambda chosen: (read_hub(data, chosen, self.size), labels[chosen]),
                      split_rows(len(data), self.protocol), facts)  # fmt: skip
 
+    def _staged(self, own: Iterator[Columns], seen: "_Seen") -> Iterator[Columns]:
+        """Parts of the training split with their stage: its own, then the easier ones."""
+        for part in own:
+            yield {**part, "stage": np.full(len(part["label"]), len(self.easier) + 1)}
+        for stage, easy in enumerate(self.easier, 1):
+            generator = Generator(self.size, easy.contour, (self.seed, 0), easy.clutter)
+            for part in self._parts(_Generated({"train": generator}, self.workers), "train", easy.rows, seen):
+                yield {**part, "stage": np.full(len(part["label"]), stage)}
+
     def _parts(self, source: "_Source", split: str, rows: int, seen: "_Seen") -> Iterator[Columns]:
         step = max(1, PART // self.size**2)
         for first in range(0, rows, step):
@@ -244,6 +270,21 @@ class Pathfinder:
                 {"values": list(flat)} if self.kind == "series" else {"input_ids": list(flat.astype(np.uint16) + 1)}
             )
             yield {**column, "label": labels.astype(np.int64)}
+
+
+class _Easier(NamedTuple):
+    """An entry of `easier`."""
+
+    contour: int
+    clutter: int
+    rows: int
+
+
+def _easier(text: str) -> _Easier:
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts) or not int(parts[2]):
+        raise ValueError(f"easier ({text!r}) must have the form contour/clutter/rows, such as 3/0/20000")
+    return _Easier(*map(int, parts))
 
 
 Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (n, size, size), and their labels

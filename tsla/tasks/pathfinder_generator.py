@@ -17,6 +17,7 @@ from tsla.native import load
 from tsla.tasks.pathfinder_stamps import DEGREES, Paddle, Stamps, directions, marker, stamps
 
 CONTOURS = (6, 9, 14)  # paddles of a snake
+SHORTEST = 3  # whose distractors are single paddles
 FRAME = 1  # pixels at the edge that no paddle enters
 MARKER_GAIN = 20  # brightnesses are in 1/20 of the marker's
 
@@ -94,17 +95,21 @@ class Generator:
         size: one of `SCENES`.
         contour: paddles of a snake, one of `CONTOURS`; 14 in images above 32 pixels.
         seed: of the sequence of images; each entry counts.
+        clutter: paddles of all distractors together, at most. If it is given, the contour may be any from `SHORTEST` to
+            the longest there is, in images of every size: easier ones than there are published.
 
     Raises:
-        ValueError: a size or contour that there is not.
+        ValueError: a size, contour or clutter that there is not.
         NativeError: there is no C++ compiler.
     """
 
-    def __init__(self, size: int, contour: int, seed: tuple[int, ...]) -> None:
-        check_scene(size, contour)
+    def __init__(self, size: int, contour: int, seed: tuple[int, ...], clutter: int | None = None) -> None:
+        check_scene(size, contour, clutter)
         self.library = _library()
-        self.scene, self.contour = SCENES[size], contour
-        self.key = int(np.random.SeedSequence((*seed, size, contour)).generate_state(1, np.uint64)[0])
+        self.scene, self.contour, key = SCENES[size], contour, (*seed, size, contour)
+        if clutter is not None:
+            self.scene, key = self.scene._replace(clutter=clutter), (*key, clutter)
+        self.key = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
     def make(self, first: int, count: int, threads: int) -> Images:
         """The images from number `first` on."""
@@ -113,7 +118,7 @@ class Generator:
             np.empty((count, size, size), np.uint8), np.empty(count, np.uint8), np.empty((count, 2, 2), np.int32),
             np.empty(count, np.int32),
         )  # fmt: skip
-        length = self.contour // 3
+        length = self.contour // SHORTEST  # of a distractor
         call = Call(
             ctypes.addressof(tables.paddles), len(self.scene.paddles), size, tables.apron, FRAME,
             2 * self.scene.seed_distance, self.contour, self.scene.clutter // length, length, self.scene.target_gain,
@@ -124,13 +129,17 @@ class Generator:
         return made
 
 
-def check_scene(size: int, contour: int) -> None:
-    """Raise ValueError unless there are images of that size with snakes of so many paddles."""
+def check_scene(size: int, contour: int, clutter: int | None = None) -> None:
+    """Raise ValueError unless there are images of that size with snakes of so many paddles; see `Generator`."""
     if size not in SCENES:
         raise ValueError(f"size ({size}) must be one of {', '.join(map(str, SCENES))}")
     allowed = CONTOURS if size == 32 else CONTOURS[-1:]
-    if contour not in allowed:
+    if clutter is None and contour not in allowed:
         raise ValueError(f"contour ({contour}) must be {' or '.join(map(str, allowed))} for {size} x {size} pixels")
+    if not SHORTEST <= contour <= CONTOURS[-1]:
+        raise ValueError(f"contour ({contour}) must be from {SHORTEST} to {CONTOURS[-1]}")
+    if not 0 <= (clutter or 0) <= SCENES[size].clutter:
+        raise ValueError(f"clutter ({clutter}) must be from 0 to {SCENES[size].clutter} for {size} x {size} pixels")
 
 
 class _Tables(NamedTuple):
