@@ -100,7 +100,7 @@ def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervisi
         ("20/100/5/0", "must have the form"),
         ("20/21/5/9", "min_length (20) must be below max_length - 1 (20)"),
         ("50/90/2/9", "must be below 12, the longest row"),
-        ("3/5/2/99999", "rows of easier, and of validation and test (99999 and 40) must be at most what these bounds"),
+        ("3/5/2/99999", "rows of easier, and such of validation and test (99999 and 0) must be at most what"),
     ],
 )
 def test_easier_rows_that_cannot_be(tmp_path, easier, message):
@@ -108,6 +108,13 @@ def test_easier_rows_that_cannot_be(tmp_path, easier, message):
         _ = task(tmp_path, easier=[easier]).folder
     with pytest.raises(ValueError, match=r"easier \(20/100/5/9\) needs source=offline"):
         ListOps(source="lra", path=tmp_path, easier=["20/100/5/9"])
+
+
+def test_easier_rows_may_be_all_there_are(tmp_path):
+    """Ten digits twice, and four operators: none of them is held back where rows are longer."""
+    eased = task(tmp_path, min_length=5, max_length=9, train_rows=30, eval_rows=20, easier=["3/5/2/400"])
+    easy = eased.split("train").to_list()[30:]
+    assert len({bytes(row["input_ids"]) for row in easy}) == 400 and {len(row["input_ids"]) for row in easy} == {4}
 
 
 def test_closing_brackets():

@@ -216,9 +216,10 @@ class ListOps:
     def _easier_rows(self, held: set[Row]) -> Iterator[Row]:
         """Those of `easier`, but for any that is among the rows held back."""
         for grammar, count in self.easier:
-            asked = f"rows of easier, and of validation and test ({count} and {len(held)})"
-            found, _ = _generate(grammar, self.seed, count + len(held), self.workers, asked)
-            yield from itertools.islice((row for row in found if row not in held), count)
+            met = {row for row in held if grammar.min_length < len(row[0]) < grammar.max_length}
+            asked = f"rows of easier, and such of validation and test ({count} and {len(met)})"
+            found, _ = _generate(grammar, self.seed, count + len(met), self.workers, asked)
+            yield from itertools.islice((row for row in found if row not in met), count)
 
     def _stages(self, own: int) -> Columns:
         """The stage of each training row, `own` of which are not of `easier`; nothing where none are."""
