@@ -65,10 +65,22 @@ def test_an_option_that_one_config_lacks(tmp_path):
     assert {group.variant for group in tables(tmp_path).tasks[0].groups} == {"model.new=x", "model.new=absent"}
 
 
+def test_a_run_from_before_an_option_had_its_default(tmp_path):
+    """One config is of a version without some options: it is a seed of the same row, and stands in the same table."""
+    newer = {"model.name": "encoder", "model.conv_residual": False, "task.packing": False}
+    report_runs.write(tmp_path / "a", seed=1, options={"model.name": "encoder"})
+    report_runs.write(tmp_path / "b", seed=2, options=newer)
+    report_runs.write(tmp_path / "c", seed=3, options=newer | {"model.conv_residual": True})
+    (table,) = tables(tmp_path).tasks
+    assert sorted((group.variant, group.seeds) for group in table.groups) == [
+        ("model.conv_residual=false", [1, 2]), ("model.conv_residual=true", [3]),
+    ]  # fmt: skip
+
+
 def test_a_run_from_before_there_was_pretraining_had_none(tmp_path):
     for name, options in (("a", {}), ("b", {"pretrain.name": "none"}), ("c", {"pretrain.name": "masked"})):
         report_runs.write(tmp_path / name, seed=ord(name), options=options)
-    groups = {group.variant: len(group.runs) for group in tables(tmp_path).tasks[0].groups}
+    groups = {group.variant.split()[-1]: len(group.runs) for group in tables(tmp_path).tasks[0].groups}
     assert groups == {"pretrain.name=none": 2, "pretrain.name=masked": 1}
 
 
@@ -202,12 +214,12 @@ def test_items_that_differ_between_runs_are_a_range(tmp_path):
 def test_a_variant_is_told_by_all_rows_of_a_table_with_the_same_keys(tmp_path):
     report_runs.write(tmp_path / "a", options={"trainer.max_steps": 400, "mixer.head_dim": 4, "mixer.heads": 3})
     report_runs.write(tmp_path / "b", options={"trainer.max_steps": 60, "mixer.head_dim": 8, "mixer.heads": 3})
-    report_runs.write(tmp_path / "c", mixer="softmax", options={"trainer.max_steps": 60})
+    report_runs.write(tmp_path / "c", mixer="none", options={"trainer.max_steps": 60})
     (table,) = tables(tmp_path).tasks
     assert {(group.mixer, group.variant, group.label) for group in table.groups} == {
         ("taylor", "mixer.head_dim=4 trainer.max_steps=400", "taylor, head_dim=4, max_steps=400"),
         ("taylor", "mixer.head_dim=8 trainer.max_steps=60", "taylor, head_dim=8, max_steps=60"),
-        ("softmax", "trainer.max_steps=60", "softmax, max_steps=60"),
+        ("none", "trainer.max_steps=60", "none, max_steps=60"),
     }  # fmt: skip
 
 

@@ -134,7 +134,6 @@ def test_without_a_compiler(tmp_path, monkeypatch):
         ({"easier": ["3/-1/9"]}, "easier ('3/-1/9') must have the form contour/clutter/rows"),
         ({"easier": ["6/0/9", "2/0/9"]}, "contour (2) must be from 3 to 14"),
         ({"easier": ["3/21/9"]}, "clutter (21) must be from 0 to 20 for 32 x 32 pixels"),
-        ({"easier": ["3/0/9"], "source": "lra", "path": "x"}, "easier (1 entries) needs source=offline"),
     ],
 )
 def test_what_cannot_be_asked(change, message):
@@ -241,6 +240,15 @@ def test_the_release_has_its_plain_name(tmp_path, monkeypatch):
     write(tmp_path / "own")
     monkeypatch.setattr("tsla.tasks.pathfinder.ALL", {"train": 27, "val": 3, "test": 3})
     assert own(tmp_path / "own", tmp_path / "cache").spec.name == "pathfinder"
+
+
+@needs_compiler
+def test_easier_rows_may_go_before_ones_own(tmp_path):
+    write(tmp_path / "own")
+    task = own(tmp_path / "own", tmp_path / "cache", easier=["3/0/4"])
+    trained, plain = task.split("train"), own(tmp_path / "own", tmp_path / "cache").split("train")
+    assert trained["stage"] == [2] * len(plain) + [1] * 4 and trained["input_ids"][: len(plain)] == plain["input_ids"]
+    assert [one.found for one in task.statistics()]
 
 
 def test_rows_of_ones_own(tmp_path):

@@ -127,8 +127,6 @@ def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
         yield f"task.seed ({task.seed}) needs task.source=offline: the split of task.source={task.source} is fixed"
     if task.protocol == "s4" and task.kind != "series":
         yield "task.protocol=s4 needs task.kind=series: it is of pixels as numbers, its split is that of the default"
-    if task.source != "offline" and task.easier:
-        yield f"task.easier ({', '.join(task.easier)}) needs task.source=offline: such rows are generated"
     for text in task.easier:
         parts = [int(part) for part in text.split("/") if part.isdecimal()]
         if len(parts) != 3 or text.count("/") != 2 or not 3 <= parts[0] <= 14 or not parts[2]:

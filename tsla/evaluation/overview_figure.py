@@ -13,6 +13,7 @@ from tsla.evaluation.tables import TaskTable
 
 WIDTH, LINE = 11.0, 0.21  # inches: of the figure, and of a line of a panel
 LETTER, TOP, BOTTOM, GAP, RIGHT = 0.071, 0.62, 0.42, 0.28, 0.15  # inches: of a label's letter, and around panels
+SMALL = 0.054  # inches of a letter of the rules' line
 COLUMNS = 4
 
 
@@ -40,13 +41,13 @@ def _panels(overview: Overview, tables: Sequence[TaskTable], looks: Mapping[tupl
         bottom = height - (row + 1) * (panel + TOP + BOTTOM) + BOTTOM
         at = (left + column * (width + GAP)) / WIDTH, bottom / height, width / WIDTH, panel / height
         axis = figure.add_axes(at)
-        _panel(axis, overview, place, table, looks)
+        _panel(axis, overview, place, table, looks, int((width + 0.6 * GAP) / SMALL))
         axis.set_yticks(range(len(labels)), labels if column == 0 else [])
     return figure
 
 
 def _panel(
-    axis: Any, overview: Overview, place: int, table: TaskTable, looks: Mapping[tuple[str, str], Look]
+    axis: Any, overview: Overview, place: int, table: TaskTable, looks: Mapping[tuple[str, str], Look], letters: int
 ) -> None:  # fmt: skip
     scores = []
     for line, row in enumerate(overview.rows):
@@ -61,7 +62,7 @@ def _panel(
         )  # fmt: skip
     told, drawn = [], []
     for name, value, dashes in _rules(table):
-        told.append(f"{clean(name, 30)} {value:.3f}")
+        told.append((name, f"{value:.3f}"))
         if value in near([value], scores):
             axis.axvline(value, color="0.45", linewidth=1.0, linestyle=dashes, zorder=1)
             drawn.append(value)
@@ -73,8 +74,18 @@ def _panel(
     plain_ticks(axis.xaxis, 4)
     axis.annotate(clean(overview.headings[place], 34), (0, 1), (0, 17), xycoords="axes fraction",
                   textcoords="offset points", fontsize=9.5, fontweight="bold", annotation_clip=False)  # fmt: skip
-    axis.annotate(" · ".join(told), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=7.2,
-                  color="0.35", annotation_clip=False)  # fmt: skip
+    axis.annotate(_told(told, letters), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
+                  fontsize=7.2, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def _told(rules: Sequence[tuple[str, str]], letters: int) -> str:
+    """The rules with their scores, in so many letters: the names are cut, the longest first."""
+    longest = max((len(name) for name, _ in rules), default=0)
+    while True:
+        told = " · ".join(f"{clean(name, longest)} {score}" for name, score in rules)
+        if len(told) <= letters or longest <= 4:
+            return told
+        longest -= 1
 
 
 def _rules(table: TaskTable) -> list[tuple[str, float, Any]]:

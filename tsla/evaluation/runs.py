@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +157,7 @@ def _read_run(path: Path, *, searched: bool) -> Run | None:
         if searched:
             return None
         raise ValueError(f"{path / 'config.yaml'} is not the config of a run: it has no task.name or no mixer.name")
+    config = _with_newer(config)
     if (path / "distill.yaml").exists():  # which asked for what config.yaml does not tell
         asked = _read_config(path / "distill.yaml")
         config |= {f"distill.{key}": value for key, value in asked.items() if not key.startswith(TOLD_ALREADY)}
@@ -183,6 +185,18 @@ def _read_config(path: Path) -> dict[str, str]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it must hold a mapping of options")
     return _flat(data)
+
+
+def _with_newer(config: dict[str, str]) -> dict[str, str]:
+    """`config` with the options it is too old to have: it stands beside runs that have them at their default."""
+    from tsla.config.schema import GROUPS, members
+
+    found: dict[str, str] = {}
+    for group in GROUPS:
+        if (member := members(group).get(config.get(f"{group}.name", ""))) is not None:
+            defaults = member()
+            found |= {f"{group}.{one.name}": _spelled(getattr(defaults, one.name)) for one in fields(member)}
+    return {"pretrain.name": "none", **found, **config}
 
 
 def _flat(data: Mapping[Any, Any], path: str = "") -> dict[str, str]:

@@ -384,7 +384,7 @@ def options_of(run: Run) -> dict[str, str]:
     frozen = run.config.get("frozen", "[]").strip("[]").split(",")
     return {
         key: "null" if key in frozen else value
-        for key, value in {"pretrain.name": "none", **run.config}.items()  # which older runs do not say
+        for key, value in run.config.items()
         if not key.startswith(NOT_THE_CONFIG)
     }
 

@@ -58,9 +58,10 @@ class Pathfinder:
         kind: ``"tokens"``, grey value + 1, or ``"series"``, grey values as numbers.
         seed: of generated rows.
         train_rows, eval_rows: of the training split, and of each of the others: the first ones; None is all.
-        easier: more training rows, generated, for a model to begin with: each ``contour/clutter/rows``, such as
-            ``3/0/20000``, where clutter is the paddles of all distractors together (20 in 32 x 32 pixels). Rows to
-            train then have a column `stage`: 1 of the first entry, and so on to those of the task itself.
+        easier: more training rows for a model to begin with, generated whatever the source is: each
+            ``contour/clutter/rows``, such as ``3/0/20000``, where clutter is the paddles of all distractors together
+            (20 in 32 x 32 pixels). Rows to train then have a column `stage`: 1 of the first entry, and so on to those
+            of the task itself.
         source, path, hub_id, hub_revision: see above. The folder may also be a dump (`tsla.tasks.dumps`), whose split
             is given.
         allow_pickle: whether the dump may be one of pickles.
@@ -120,8 +121,6 @@ class Pathfinder:
             rows = self.rows[split]
             if rows is not None and not 1 <= rows <= ALL[split]:
                 raise ValueError(f"{option} ({rows}) must be from 1 to {ALL[split]}, or None for all")
-        if self.easier and self.source != "offline":
-            raise ValueError(f"easier ({len(self.easier)} entries) needs source=offline: such rows are generated")
         for easy in self.easier:
             check_scene(self.size, easy.contour, easy.clutter)
         if self.workers < 1:
@@ -168,7 +167,7 @@ class Pathfinder:
     def statistics(self) -> list[Statistic]:
         """What some of the training images are like, beside what they should be."""
         series = self.kind == "series"
-        own = ALL["train"] if self.rows["train"] is None else self.rows["train"]  # before any that are easier
+        own = self.manifest["rows"]["train"] - sum(easy.rows for easy in self.easier)  # which are the first ones
         data = self.split("train").with_format("numpy")[: min(ROWS, LINEAR_PIXELS // self.size**2, own)]
         pixels = np.stack(data["values" if series else "input_ids"]) - (0 if series else 1)
         images = pixels.astype(np.uint8).reshape(-1, self.size, self.size)
@@ -253,10 +252,10 @@ class Pathfinder:
 
     def _staged(self, own: Iterator[Columns], seen: "_Seen") -> Iterator[Columns]:
         """Parts of the training split with their stage: its own, then the easier ones."""
+        made = [Generator(self.size, easy.contour, (self.seed, 0), easy.clutter) for easy in self.easier]
         for part in own:
-            yield {**part, "stage": np.full(len(part["label"]), len(self.easier) + 1)}
-        for stage, easy in enumerate(self.easier, 1):
-            generator = Generator(self.size, easy.contour, (self.seed, 0), easy.clutter)
+            yield {**part, "stage": np.full(len(part["label"]), len(made) + 1)}
+        for stage, (easy, generator) in enumerate(zip(self.easier, made, strict=True), 1):
             for part in self._parts(_Generated({"train": generator}, self.workers), "train", easy.rows, seen):
                 yield {**part, "stage": np.full(len(part["label"]), stage)}
 
