@@ -82,7 +82,10 @@ def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervisi
     for split in ("val", "test"):
         assert eased.split(split).to_list() == plain.split(split).to_list()
     trained = eased.split("train").to_list()
-    assert [row.pop("stage") for row in trained] == [3] * 30 + [1] * 300 + [2] * 25
+    expected = [3] * 30 + [1] * 300 + [2] * 25
+    if supervision == "dense":  # of every sub-tree
+        expected = [[stage] * len(row["depth"]) for stage, row in zip(expected, trained, strict=True)]
+    assert [row.pop("stage") for row in trained] == expected
     assert trained[:30] == plain.split("train").to_list() and len(trained) == 355
     held = {bytes(row["input_ids"]) for split in ("val", "test") for row in eased.split(split)}
     easy, harder = ([bytes(row["input_ids"]) for row in part] for part in (trained[30:330], trained[330:]))

@@ -145,7 +145,7 @@ def test_hardness_of_rows():
     rows = {"input_ids": [[1] * n for n in (3, 1, 2)], "label": [0, 1, 2], "depth": [4, 1, 2], "stage": [1, 2, 1]}
     made = Rows(Dataset.from_dict(rows), SPEC)
     assert made.hardness("length").tolist() == [3, 1, 2] and made.hardness("depth").tolist() == [4, 1, 2]
-    assert made.hardness("stage").tolist() == [1, 2, 1] and list(made.slices) == ["depth"]
+    assert made.hardness("stage").tolist() == [1, 2, 1] and list(made.slices) == ["depth", "stage"]
     dense = {"input_ids": [[1] * 3, [1]], "label": [[0, -100, 1], [0]], "depth": [[1, 3], [2]]}
     tokens = Rows(Dataset.from_dict(dense), runs.spec(256, 10, target="tokens"))
     assert tokens.hardness("depth").tolist() == [3, 2]

@@ -204,8 +204,9 @@ class ListOps:
             tokens = [np.frombuffer(tokens + end, np.uint8) for tokens, _ in rows]
             roots = np.array([label for _, label in rows])
             targets = _dense(tokens) if self.dense else _roots(tokens, roots)
-            stages = self._stages(own) if split == "train" else {}
-            save_split(folder, split, [{"input_ids": tokens, **targets, **stages}])
+            if split == "train" and self.easier:
+                targets = {**targets, "stage": self._stages(own, targets["depth"])}
+            save_split(folder, split, [{"input_ids": tokens, **targets}])
             lengths[split] = np.array([len(row) for row in tokens])
             scored = np.concatenate(targets["label"]) if self.dense else roots
             labels[split] = scored[scored != IGNORE].astype(np.int64)
@@ -221,10 +222,13 @@ class ListOps:
             found, _ = _generate(grammar, self.seed, count + len(met), self.workers, asked)
             yield from itertools.islice((row for row in found if row not in met), count)
 
-    def _stages(self, own: int) -> Columns:
-        """The stage of each training row, `own` of which are not of `easier`; nothing where none are."""
+    def _stages(self, own: int, depths: list[NDArray[Any]] | NDArray[Any]) -> list[NDArray[Any]] | NDArray[Any]:
+        """The stage of each training row, `own` of which are not of `easier`; or of each of its sub-trees."""
         counts = [own, *(count for _, count in self.easier)]
-        return {"stage": np.repeat([len(counts), *range(1, len(counts))], counts)} if self.easier else {}
+        stages = np.repeat([len(counts), *range(1, len(counts))], counts)
+        if isinstance(depths, np.ndarray):
+            return stages
+        return [np.full_like(depth, stage) for depth, stage in zip(depths, stages, strict=True)]
 
     def _read(self, scratch: Path) -> dict[str, list[Row]]:
         """The rows of the files, or of each split those that `first_rows` takes, in their order."""

@@ -124,7 +124,7 @@ class Rows(TorchDataset[Batch]):
         self.targets: Any = self._targets(table["label"])
         self.grades = {name: table[name] for name in ("depth", "stage") if name in names}
         self.slices: dict[str, list[Any]] = {
-            name: _flat(table[name].to_pylist()) for name in sorted(names - {*columns, "label", "stage"})
+            name: _flat(table[name].to_pylist()) for name in sorted(names - {*columns, "label"})
         }
 
     def __len__(self) -> int:
