@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -68,56 +67,6 @@ def test_dense_supervision_has_the_value_of_every_sub_tree(tmp_path, protocol):
     assert dense.statistics() == whole.statistics()
     with pytest.raises(ValueError, match=r"supervision \('some'\) must be one of root, dense"):
         task(tmp_path, supervision="some")
-
-
-@pytest.mark.parametrize("supervision", ["root", "dense"])
-def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervision):
-    few = {"train_rows": 30, "eval_rows": 40, "min_length": 3, "max_length": 8, "supervision": supervision}
-    plain, eased = task(tmp_path, **few), task(tmp_path, **few, easier=["3/7/2/300", "9/20/4/25"])
-    assert plain.folder != eased.folder and plain.spec == eased.spec._replace(max_length=plain.spec.max_length)
-    assert plain.manifest["references"] == eased.manifest["references"]
-    assert [(one.name, one.found) for one in plain.statistics()] == [
-        (one.name, one.found) for one in eased.statistics()
-    ]
-    for split in ("val", "test"):
-        assert eased.split(split).to_list() == plain.split(split).to_list()
-    trained = eased.split("train").to_list()
-    expected = [3] * 30 + [1] * 300 + [2] * 25
-    if supervision == "dense":  # of every sub-tree
-        expected = [[stage] * len(row["depth"]) for stage, row in zip(expected, trained, strict=True)]
-    assert [row.pop("stage") for row in trained] == expected
-    assert trained[:30] == plain.split("train").to_list() and len(trained) == 355
-    held = {bytes(row["input_ids"]) for split in ("val", "test") for row in eased.split(split)}
-    easy, harder = ([bytes(row["input_ids"]) for row in part] for part in (trained[30:330], trained[330:]))
-    assert all(3 < len(row) < 7 and closings(row)[-1].depth == 1 for row in easy) and len({*easy}) == 300
-    assert all(9 < len(row) < 20 and closings(row)[-1].depth <= 3 for row in harder)
-    assert not held & {*easy, *harder}  # some of the first few hundred short ones are among 80 held back
-    drawn = Grammar(3, 7, 2, 10)
-    assert held & {row for at in range(3) for row, _ in shard(drawn, 0, at)}
-
-
-@pytest.mark.parametrize(
-    ("easier", "message"),
-    [
-        ("20/100/5", "must have the form min_length/max_length/max_depth/rows"),
-        ("20/100/5/0", "must have the form"),
-        ("20/21/5/9", "min_length (20) must be below max_length - 1 (20)"),
-        ("50/90/2/9", "must be below 12, the longest row"),
-        ("3/5/2/99999", "rows of easier, and such of validation and test (99999 and 0) must be at most what"),
-    ],
-)
-def test_easier_rows_that_cannot_be(tmp_path, easier, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        _ = task(tmp_path, easier=[easier]).folder
-    with pytest.raises(ValueError, match=r"easier \(20/100/5/9\) needs source=offline"):
-        ListOps(source="lra", path=tmp_path, easier=["20/100/5/9"])
-
-
-def test_easier_rows_may_be_all_there_are(tmp_path):
-    """Ten digits twice, and four operators: none of them is held back where rows are longer."""
-    eased = task(tmp_path, min_length=5, max_length=9, train_rows=30, eval_rows=20, easier=["3/5/2/400"])
-    easy = eased.split("train").to_list()[30:]
-    assert len({bytes(row["input_ids"]) for row in easy}) == 400 and {len(row["input_ids"]) for row in easy} == {4}
 
 
 def test_closing_brackets():

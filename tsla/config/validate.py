@@ -113,10 +113,16 @@ def _listops(task: ListOpsConfig) -> Iterator[str]:
                 yield f"task.{name} ({getattr(task, name)}) needs task.source=offline: it is of the generator"
 
     for text in task.easier:
-        parts = [int(part) for part in text.split("/") if part.isdecimal()]
-        if len(parts) != 4 or text.count("/") != 3 or not all(parts) or parts[0] + 1 >= parts[1] or parts[2] < 2:
+        parts = _counts(text, 4)
+        if not all(parts) or parts[0] + 1 >= parts[1] or parts[2] < 2:
             yield (f"task.easier ({text!r}) must have the form min_length/max_length/max_depth/rows, such as "
                    "20/100/5/24000, the depth at least 2")  # fmt: skip
+
+
+def _counts(text: str, count: int) -> list[int]:
+    """The numbers of an entry ``a/b/...``; zeros where it is none."""
+    parts = text.split("/")
+    return [int(part) for part in parts] if len(parts) == count and all(map(str.isdecimal, parts)) else [0] * count
 
 
 def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
@@ -128,8 +134,8 @@ def _pathfinder(task: PathfinderConfig) -> Iterator[str]:
     if task.protocol == "s4" and task.kind != "series":
         yield "task.protocol=s4 needs task.kind=series: it is of pixels as numbers, its split is that of the default"
     for text in task.easier:
-        parts = [int(part) for part in text.split("/") if part.isdecimal()]
-        if len(parts) != 3 or text.count("/") != 2 or not 3 <= parts[0] <= 14 or not parts[2]:
+        contour, _, rows = _counts(text, 3)
+        if not 3 <= contour <= 14 or not rows:
             yield (f"task.easier ({text!r}) must have the form contour/clutter/rows, such as 3/0/20000, the contour "
                    "from 3 to 14")  # fmt: skip
 
