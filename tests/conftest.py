@@ -53,6 +53,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
 
 
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Native code is turned off, and what the tests before have found of it is forgotten, and again thereafter."""
+    monkeypatch.setenv("TSLA_NATIVE", "0")
+    native.forget()
+    yield
+    native.forget()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `cuda` need one."""
     if not torch.cuda.is_available():

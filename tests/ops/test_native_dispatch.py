@@ -29,18 +29,12 @@ def test_auto_is_native_where_it_can_be():
     assert torch.equal(taylor_attention(**inputs, **options, chunk_size=64).output, in_torch)
 
 
-def test_without_native_code_auto_is_torch_and_native_is_refused(monkeypatch):
-    monkeypatch.setenv("TSLA_NATIVE", "0")
-    native.forget()
-    try:
-        inputs, options = call((2, 2, 70, 70, 8, 8), {}, True)
-        in_torch = taylor_attention(**inputs, **options, impl="linear").output
-        assert torch.equal(taylor_attention(**inputs, **options).output, in_torch)
-        with pytest.raises(native.NativeError, match="TSLA_NATIVE=0"):
-            taylor_attention(**inputs, **options, impl="native")
-    finally:
-        monkeypatch.undo()
-        native.forget()
+def test_without_native_code_auto_is_torch_and_native_is_refused(no_native):
+    inputs, options = call((2, 2, 70, 70, 8, 8), {}, True)
+    in_torch = taylor_attention(**inputs, **options, impl="linear").output
+    assert torch.equal(taylor_attention(**inputs, **options).output, in_torch)
+    with pytest.raises(native.NativeError, match="TSLA_NATIVE=0"):
+        taylor_attention(**inputs, **options, impl="native")
 
 
 @pytest.mark.parametrize("change, message", [

@@ -12,7 +12,6 @@ from native_cases import needs_compiler
 from pathfinder_cases import write, write_hub
 from PIL import Image
 
-from tsla import native
 from tsla.compiler import NativeError
 from tsla.tasks import pathfinder_files
 from tsla.tasks.base import Task
@@ -97,16 +96,11 @@ def test_a_series_has_the_same_pixels(tmp_path):
     assert series.spec.input_std[0] == pytest.approx(values.std())
 
 
-def test_without_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("TSLA_NATIVE", "0")
-    native.forget()
-    try:
-        task = Pathfinder(**SMALL, cache_dir=tmp_path)
-        with pytest.raises(NativeError, match=r"there is none: TSLA_NATIVE=0 .*compiler.*task\.source=lra task\.path="):
-            task.split("train")
-        assert not list(tmp_path.rglob("*.arrow"))
-    finally:
-        native.forget()
+def test_without_a_compiler(tmp_path, no_native):
+    task = Pathfinder(**SMALL, cache_dir=tmp_path)
+    with pytest.raises(NativeError, match=r"there is none: TSLA_NATIVE=0 .*compiler.*task\.source=lra task\.path="):
+        task.split("train")
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,11 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.fixture
-def watched(monkeypatch) -> Waits:
+def watched(monkeypatch, no_native) -> Waits:
     """Counts from the second step to the end of training, the loop's own work and the loading of batches included.
 
-    What is made once, on the way through the first step, is left out.
+    What is made once, on the way through the first step, is left out. So is native code: the CPU's own kernels are not
+    those of a device.
     """
     waits = Waits()
     start = Learner.on_train_batch_start
@@ -77,7 +78,6 @@ def watched(monkeypatch) -> Waits:
 
     monkeypatch.setattr(Learner, "on_train_batch_start", begin)
     monkeypatch.setattr(Learner, "on_train_end", end)
-    monkeypatch.setenv("TSLA_NATIVE", "0")  # the CPU's own kernels are not those of a device
     return waits
 
 
