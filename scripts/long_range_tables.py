@@ -20,7 +20,8 @@ from tsla.evaluation.report import write_report
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = RESULTS / "long_range.md"
-SUITES = {"lra_mini": ROOT / "configs/suite/lra_mini.yaml", "listops": ROOT / "scripts/listops.yaml"}
+SUITES = {"lra_mini": ROOT / "configs/suite/lra_mini.yaml", "hour": ROOT / "scripts/hour.yaml",
+          "listops": ROOT / "scripts/listops.yaml", "listops_dense": ROOT / "scripts/listops_dense.yaml"}  # fmt: skip
 
 Found = dict[str, list[dict[str, Any]]]  # results of a group's seeds, by its name
 
@@ -50,9 +51,9 @@ def minutes(runs: list[dict[str, Any]]) -> str:
     return f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}"
 
 
-def lra_mini() -> list[str]:
+def tasks(suite: str) -> list[str]:
     """A row for each model, a column for each task; then trivial rules, and minutes of training."""
-    found, kinds = results("lra_mini"), read_suite(SUITES["lra_mini"])["variants"]
+    found, kinds = results(suite), read_suite(SUITES[suite])["variants"]
     columns = {task: {model: found.get(f"{task}_{model}", []) for model in kinds["model"]} for task in kinds["task"]}
     rows: dict[str, list[str]] = {model: [] for model in kinds["model"]}
     rules: dict[str, list[str]] = {"*lowest rule*": [], "*best rule*": [], "*minutes*": []}
@@ -72,9 +73,9 @@ def lra_mini() -> list[str]:
     return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in (rows | rules).items()]
 
 
-def listops() -> list[str]:
+def listops(suite: str) -> list[str]:
     """A row for each recipe: accuracy, the plateau it is on, and accuracy by length."""
-    found = results("listops")
+    found = results(suite)
     lengths = list(dict.fromkeys(part["value"] for runs in found.values() for part in runs[0]["slices"]["length"]))
     lines = [f"| recipe | accuracy | on the plateau of | {' | '.join(f'{length} tokens' for length in lengths)} "
              "| parameters | minutes |", f"|---|---:|---|{'---:|' * (len(lengths) + 2)}"]  # fmt: skip
@@ -89,14 +90,14 @@ def listops() -> list[str]:
     return lines
 
 
-TABLES = {"lra_mini": lra_mini, "listops": listops}
+TABLES = {"lra_mini": tasks, "hour": tasks, "listops": listops, "listops_dense": listops}
 
 
 def page(text: str) -> str:
     """The page with its tables made anew."""
     for name, make in TABLES.items():
         marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        inside = "\n".join([marks[0], *make(), marks[1]])
+        inside = "\n".join([marks[0], *make(name), marks[1]])
         text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, inside=inside: inside, text, flags=re.DOTALL)  # type: ignore[misc]
     return text
 

@@ -18,9 +18,12 @@ from tsla.tasks import sources
 from tsla.tasks.base import IGNORE, TaskSpec
 from tsla.tasks.encoding import decode, encode
 from tsla.tasks.listops import ListOps, evaluate
-from tsla.tasks.listops_grammar import CLOSER, OPENER, TREES, Grammar, closings, shard
+from tsla.tasks.listops_grammar import CLOSER, OPENER, TOKENS, TREES, Grammar, closings, shard
 from tsla.tasks.listops_references import reference_lines
 from tsla.tasks.packages import Unavailable
+
+COLUMNS = {"input_ids": List(Value("uint8")), "label": Value("int64"), "depth": Value("int64"),
+           "operator": Value("string")}  # fmt: skip
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 
@@ -33,9 +36,9 @@ def test_splits_and_storage(tmp_path, capfd):
     assert len(set(everything)) == 340, "rows are distinct, within a split and across splits"
     assert all(20 < len(tokens) < 100 for tokens in everything)
     assert all(evaluate(tokens) == label for split in splits.values() for tokens, label in split)
-    features = source.split("train").features
-    assert features == {"input_ids": List(Value("uint8")), "label": Value("int64"), "depth": Value("int64")}
-    assert source.split("train").column_names == ["input_ids", "label", "depth"]
+    assert source.split("train").features == COLUMNS and source.split("train").column_names == [*COLUMNS]
+    roots = [TOKENS[tokens[0]] for tokens, _ in splits["val"]]
+    assert [f"[{name}" for name in source.split("val")["operator"]] == roots and len(set(roots)) == 4
     assert source.spec == TaskSpec("listops_short", "listops", "class", 10, max(map(len, everything)), 21)
     assert capfd.readouterr() == ("", ""), "no progress bars"
 
@@ -49,7 +52,8 @@ def test_dense_supervision_has_the_value_of_every_sub_tree(tmp_path, protocol):
     assert dense.spec.name == f"{whole.spec.name}_dense" and dense.spec.target == "tokens" and dense.spec.final
     assert dense.manifest["references"] == whole.manifest["references"] and dense.folder != whole.folder
     for row, plain in zip(dense.split("train"), whole.split("train"), strict=True):
-        tokens, targets, depths = row["input_ids"], row["label"], iter(row["depth"])
+        tokens, targets = row["input_ids"], row["label"]
+        depths, operators = iter(row["depth"]), iter(row["operator"])
         assert tokens == plain["input_ids"] and len(targets) == len(tokens)
         opened = []
         for place, token in enumerate(tokens):
@@ -57,13 +61,13 @@ def test_dense_supervision_has_the_value_of_every_sub_tree(tmp_path, protocol):
                 opened.append(place)
             if token == CLOSER:
                 part = tokens[opened.pop() : place + 1]
-                assert targets[place] == evaluate(part)
+                assert targets[place] == evaluate(part) and f"[{next(operators)}" == TOKENS[part[0]]
                 nested = [(t >= OPENER) - 2 * (t == CLOSER) for t in part]
                 assert next(depths) == max(sum(nested[: end + 1]) for end in range(len(nested)))
             else:
                 assert targets[place] == IGNORE
         assert [target for target in targets if target != IGNORE][-1] == plain["label"]
-        assert max(row["depth"]) == plain["depth"] == row["depth"][-1]
+        assert max(row["depth"]) == plain["depth"] == row["depth"][-1] and row["operator"][-1] == plain["operator"]
     assert dense.statistics() == whole.statistics()
     with pytest.raises(ValueError, match=r"supervision \('some'\) must be one of root, dense"):
         task(tmp_path, supervision="some")
@@ -71,7 +75,7 @@ def test_dense_supervision_has_the_value_of_every_sub_tree(tmp_path, protocol):
 
 def test_closing_brackets():
     tokens = ids("[MAX 4 [MIN 2 9 ] 7 ]")
-    assert closings(tokens) == [(5, 2, 1), (7, 7, 2)]
+    assert closings(tokens) == [(5, 2, 1, TOKENS.index("[MIN")), (7, 7, 2, TOKENS.index("[MAX"))]
     with pytest.raises(ValueError, match="1 open operators"):
         closings(tokens[:-1])
 
@@ -199,8 +203,7 @@ def test_files_round_trip(tmp_path):
     source = own(tmp_path / "cache", write_files(tmp_path / "listops-1000", FILES), max_length=1)
     assert {name: rows(source, name) for name in FILES} == FILES
     assert source.spec == TaskSpec("listops", "listops", "class", 10, 13, 21)
-    columns = {"input_ids": List(Value("uint8")), "label": Value("int64"), "depth": Value("int64")}
-    assert source.split("test").features == columns
+    assert source.split("test").features == COLUMNS
     assert "acceptance" not in source.manifest
     assert source.manifest["rows"] == {"train": 4, "val": 1, "test": 2}
     assert set(source.references()) == set(reference_lines(FILES["train"], FILES["test"]))

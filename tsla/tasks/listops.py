@@ -25,6 +25,7 @@ from tsla.tasks.expected import Statistic
 from tsla.tasks.listops_grammar import (
     CLOSER,
     DIGIT,
+    NAMES,
     OPENER,
     OPERATOR_PROBABILITY,
     TOKENS,
@@ -46,7 +47,7 @@ Ids = NDArray[np.uint8]
 
 __all__ = ["ListOps", "evaluate", "to_text"]
 
-VERSION = 3  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
+VERSION = 4  # of rows, files and reference lines: raised with any change to them, so that no stale folder is read
 PATIENCE, PROGRESS = 256, 16  # in so many shards (262144 trees) at least so many new rows must turn up
 SYMBOLS = {token: index for index, token in enumerate(TOKENS) if index >= DIGIT}  # what a row is made of
 END = TOKENS.index("<eos>")
@@ -259,20 +260,22 @@ def _easier(text: str, max_args: int) -> tuple[Grammar, int]:
 
 
 def _roots(rows: Sequence[Ids], labels: NDArray[np.int64]) -> Columns:
-    """A label for each row; and as a slice its depth, operators on the longest way down."""
+    """A label for each row; as slices its depth, operators on the longest way down, and the operator of its root."""
     steps = [(row >= OPENER).astype(np.int64) - 2 * (row == CLOSER) for row in rows]
-    return {"label": labels, "depth": np.array([step.cumsum().max() for step in steps])}
+    depths = np.array([step.cumsum().max() for step in steps])
+    return {"label": labels, "depth": depths, "operator": NAMES[[row[0] for row in rows]]}
 
 
 def _dense(rows: Sequence[Ids]) -> Columns:
-    """A label for each token, `IGNORE` but at closing brackets; and as a slice the depth of what each closes."""
-    targets, depths = [], []
+    """A label for each token, `IGNORE` but at closing brackets; as slices depth and operator of what each closes."""
+    targets, depths, operators = [], [], []
     for row in rows:
         found = closings(row[row != END].tolist())
         targets.append(np.full(len(row), IGNORE, np.int32))
         targets[-1][[one.position for one in found]] = [one.value for one in found]
         depths.append(np.array([one.depth for one in found], np.int32))
-    return {"label": targets, "depth": depths}
+        operators.append(NAMES[[one.operator for one in found]])
+    return {"label": targets, "depth": depths, "operator": operators}
 
 
 def _generate(grammar: Grammar, seed: int, total: int, workers: int, asked: str) -> tuple[list[Row], float]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 TOKENS = ("<pad>", "<unk>", "<bos>", "<eos>", "<cls>", "<mask>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 DIGIT, OPENER, CLOSER = (TOKENS.index(token) for token in ("0", "[MIN", "]"))  # digits 6-15, openers 16-19, closer 20
 
+NAMES = np.array([token.removeprefix("[") for token in TOKENS])  # of operators, as people say them
 OPERATOR_PROBABILITY = 0.25
 TREES = 1024  # per shard: the unit of seeding, so another number gives other rows
 
@@ -30,11 +31,13 @@ class Closing(NamedTuple):
     """A closing bracket: where it stands, the value of the operator that it closes, and how deep that one's tree is.
 
     depth: operators on the longest way down, with this one.
+    operator: its token id.
     """
 
     position: int
     value: int
     depth: int
+    operator: int
 
 
 def evaluate(tokens: Iterable[int]) -> int:
@@ -60,7 +63,8 @@ def _evaluate(tokens: Iterable[int]) -> tuple[int, list[Closing]]:
             arguments.append([])
             depths.append(0)
         elif token == CLOSER and operators and arguments[-1]:
-            found.append(Closing(position, _value(operators.pop(), arguments.pop()), depths.pop() + 1))
+            operator = operators.pop()
+            found.append(Closing(position, _value(operator, arguments.pop()), depths.pop() + 1, operator))
             arguments[-1].append(found[-1].value)
             depths[-1] = max(depths[-1], found[-1].depth)
         elif token == CLOSER:

@@ -1,6 +1,7 @@
 """From rows to batches: rows of like length together under a budget of tokens, in an order fixed by seed and epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,10 +123,12 @@ class Rows(TorchDataset[Batch]):
             raise ValueError(f"rows have the inputs {', '.join(columns)}, {spec.name} needs {1 + bool(spec.pairs)}")
         self.lengths = np.sum([one.lengths for one in self.inputs], axis=0)
         self.targets: Any = self._targets(table["label"])
-        self.grades = {name: table[name] for name in ("depth", "stage") if name in names}
-        self.slices: dict[str, list[Any]] = {
-            name: _flat(table[name].to_pylist()) for name in sorted(names - {*columns, "label"})
-        }
+        self.sides = {name: table[name] for name in sorted(names - {*columns, "label"})}
+
+    @cached_property
+    def slices(self) -> dict[str, list[Any]]:
+        """What scores are told by: the other columns, as values of the rows, or of the scored tokens of all rows."""
+        return {name: _flat(column.to_pylist()) for name, column in self.sides.items()}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -134,7 +137,7 @@ class Rows(TorchDataset[Batch]):
         """Of each row, as a `Curriculum` wants it, ``(rows,)``."""
         if kind == "length":
             return self.lengths
-        grades = self.grades.get(kind)
+        grades = self.sides.get(kind)
         if grades is None:
             raise ValueError(f"a curriculum of {kind} needs rows with a {kind}, which those of {self.spec.name} lack")
         if pa.types.is_integer(grades.type):
