@@ -1,9 +1,10 @@
-"""How a run of ListOps does on longer rows than its own, by the depth of the trees: lengths.csv and a figure.
+"""How a run of ListOps does on longer rows than its own, by depth and operator: lengths.csv and a figure.
 
-python scripts/listops_lengths.py RUN_DIR [docs/results/listops]
+python scripts/listops_lengths.py RUN_DIR [docs/results/listops_dense]
 
-Of a run with dense supervision a score is that of sub-trees of a depth, wherever they stand: if those of depth 1 fail
-in longer rows, it is parsing that fails; if they hold and deeper ones fall, composition does.
+Of a run with dense supervision a score is that of sub-trees, wherever they stand: if those of depth 1 fail in longer
+rows, it is parsing that fails; if they hold and deeper ones fall, composition does; if one operator falls alone, its
+arithmetic.
 """
 
 import csv
@@ -32,40 +33,43 @@ def scores(run: Path, low: int, high: int) -> dict[str, Any]:
 
 
 def table(run: Path) -> list[dict[str, Any]]:
-    """A line for whole rows of each length, and one for each depth of their trees."""
+    """A line for whole rows of each length, and one for each depth and operator of their trees."""
     lines = []
     for low, high in LENGTHS:
         found = scores(run, low, high)
         length = f"{low}-{high}"
-        lines.append({"length": length, "depth": "row", "items": int(ROWS[1].split("=")[1]),
+        lines.append({"length": length, "by": "row", "value": "", "items": int(ROWS[1].split("=")[1]),
                       "score": found["metrics"][f"test/{found['monitor']}"]})  # fmt: skip
-        lines += [{"length": length, "depth": int(part["value"]), "items": part["items"], "score": part["score"]}
-                  for part in found["slices"]["depth"]]  # fmt: skip
+        lines += [{"length": length, "by": by, "value": part["value"], "items": part["items"], "score": part["score"]}
+                  for by in ("depth", "operator") for part in found["slices"][by]]  # fmt: skip
     return lines
 
 
 def draw(lines: list[dict[str, Any]], stem: Path) -> None:
-    """Scores against depth, a line for each length, and of whole rows against their length."""
+    """Scores of rows of each length: by depth, by operator, and of whole rows."""
     from matplotlib.figure import Figure
 
     with plotting():
-        figure = Figure(figsize=(9.5, 3.3), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        figure = Figure(figsize=(11, 3.3), layout="constrained")
+        panels = dict(zip(("depth", "operator", "row"), figure.subplots(1, 3, sharey=True), strict=True))
         names = [f"{low}-{high}" for low, high in LENGTHS]
         for name, color in zip(names, HUES, strict=False):
-            own = [line for line in lines if line["length"] == name and line["depth"] != "row" and line["items"] >= FEW]
-            own.sort(key=lambda line: line["depth"])
-            left.plot([line["depth"] for line in own], [line["score"] for line in own], color=color, marker="o",
-                      markersize=4, label=f"{name} tokens")  # fmt: skip
-        left.set(xlabel="depth of the tree", ylabel="accuracy", ylim=(0, 1.02))
-        left.legend(frameon=False)
-        right.plot(names, [line["score"] for line in lines if line["depth"] == "row"], color="0.15", marker="o")
-        right.set(xlabel="tokens of a row", ylabel="accuracy of whole rows", ylim=(0, 1.02))
+            for by in ("depth", "operator"):
+                own = [line for line in lines if (line["length"], line["by"]) == (name, by) and line["items"] >= FEW]
+                panels[by].plot([line["value"] for line in own], [line["score"] for line in own], color=color,
+                                marker="o", markersize=4, label=f"{name} tokens")  # fmt: skip
+        whole = [line["score"] for line in lines if line["by"] == "row"]
+        panels["row"].plot(names, whole, color="0.15", marker="o", markersize=4)
+        panels["depth"].set(xlabel="depth of the tree", ylabel="accuracy", ylim=(0, 1.02))
+        panels["operator"].set(xlabel="operator")
+        panels["row"].set(xlabel="whole rows, tokens")
+        panels["row"].tick_params(axis="x", rotation=30)
+        panels["depth"].legend(frameon=False)
         save(figure, stem, "")
 
 
 def main() -> None:
-    run, out = Path(sys.argv[1]), Path((*sys.argv[2:], "docs/results/listops")[0])
+    run, out = Path(sys.argv[1]), Path((*sys.argv[2:], "docs/results/listops_dense")[0])
     out.mkdir(parents=True, exist_ok=True)
     lines = table(run)
     with (out / "lengths.csv").open("w", newline="") as file:

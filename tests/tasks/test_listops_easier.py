@@ -3,9 +3,10 @@
 import re
 
 import pytest
-from listops_cases import task
+from listops_cases import FILES, task, write_files
 
-from tsla.tasks.listops import ListOps
+from tsla.tasks import listops
+from tsla.tasks.listops import END, ListOps
 from tsla.tasks.listops_grammar import Grammar, closings, shard
 
 
@@ -48,8 +49,21 @@ def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervisi
 def test_easier_rows_that_cannot_be(tmp_path, easier, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _ = task(tmp_path, easier=[easier]).folder
-    with pytest.raises(ValueError, match=r"easier \(20/100/5/9\) needs source=offline"):
-        ListOps(source="lra", path=tmp_path, easier=["20/100/5/9"])
+
+
+@pytest.mark.parametrize("protocol", ["default", "s4"])
+def test_easier_rows_may_go_before_rows_of_files(tmp_path, monkeypatch, protocol):
+    """All rows of an operator and two digits, but for the two held back; with end tokens where others have them."""
+    monkeypatch.setattr(listops, "ALL", {name: len(held) for name, held in FILES.items()})
+    options = {"source": "lra", "path": write_files(tmp_path / "files", FILES), "protocol": protocol}
+    plain, eased = (ListOps(**options, easier=easier, cache_dir=tmp_path) for easier in ([], ["3/5/2/398"]))
+    assert plain.statistics() == eased.statistics() and plain.references() == eased.references()
+    held = {bytes(row["input_ids"]) for name in ("val", "test") for row in eased.split(name)}
+    trained, end = eased.split("train").to_list(), [END] * (protocol == "s4")
+    assert [row.pop("stage") for row in trained] == [2] * 4 + [1] * 398
+    assert trained[:4] == plain.split("train").to_list()
+    easy = {bytes(row["input_ids"]) for row in trained[4:]}
+    assert len(easy) == 398 and not easy & held and all(list(row[4:]) == end for row in easy)
 
 
 def test_easier_rows_may_be_all_there_are(tmp_path):

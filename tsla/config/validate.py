@@ -108,10 +108,9 @@ def _listops(task: ListOpsConfig) -> Iterator[str]:
     if task.name != "listops" and (task.source != "offline" or task.protocol != "default"):
         yield f"task.source={task.source} and task.protocol={task.protocol} need task=listops, got {task.name}"
     elif task.source != "offline":
-        for name in ("min_length", "max_length", "max_depth", "max_args", "easier"):
+        for name in ("min_length", "max_length", "max_depth", "max_args"):
             if getattr(task, name) != getattr(ListOpsConfig(), name):
                 yield f"task.{name} ({getattr(task, name)}) needs task.source=offline: it is of the generator"
-
     for text in task.easier:
         parts = _counts(text, 4)
         if not all(parts) or parts[0] + 1 >= parts[1] or parts[2] < 2:

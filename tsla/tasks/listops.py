@@ -82,7 +82,7 @@ class ListOps:
         supervision: ``"root"``, a class for each row, its value; or ``"dense"``, a class at every closing bracket, the
             value of what it closes, the last of which is the row's. The spec's name then ends in ``dense``: figures
             with such help do not stand beside others.
-        easier: more training rows, generated within other bounds, for a model to begin with: each
+        easier: more training rows, generated within other bounds, for a model to begin with, whatever the source: each
             ``min_length/max_length/max_depth/rows``, such as ``20/100/5/24000``. None of them is in another split.
             Rows to train then have a column `stage`: 1 of the first entry, and so on to those of the task itself.
         protocol: of ``listops``. With ``"default"`` a model is built for the longest row there is. Others build it for
@@ -107,8 +107,6 @@ class ListOps:
         check_source(source, path, seed=seed, protocol=protocol, stands_in=False)
         if name != "listops" and (protocol != "default" or source != "offline"):
             raise ValueError(f"name ({name!r}) must be listops for source={source} and protocol={protocol}")
-        if easier and source != "offline":
-            raise ValueError(f"easier ({', '.join(easier)}) needs source=offline: such rows are generated")
         if supervision not in SUPERVISIONS:
             raise ValueError(f"supervision ({supervision!r}) must be one of {', '.join(SUPERVISIONS)}")
         self.name, self.seed, self.source, self.protocol = name, seed, source, protocol
@@ -121,9 +119,8 @@ class ListOps:
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        if source == "offline":
-            for grammar in (self.grammar, *(one for one, _ in self.easier)):
-                grammar.check()
+        for grammar in (*[self.grammar] * (source == "offline"), *(one for one, _ in self.easier)):
+            grammar.check()
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
@@ -150,7 +147,8 @@ class ListOps:
 
     def statistics(self) -> list[Statistic]:
         """What some thousand training rows are like, beside what they should be."""
-        data = self.split("train")[: ROWS if self.source != "offline" else min(ROWS, self.rows["train"])]
+        own = self.manifest["rows"]["train"] - sum(rows for _, rows in self.easier)  # which come first
+        data = self.split("train")[: min(ROWS, own)]
         labels = data["label"]
         if self.dense:  # the row's own is that of its last bracket
             labels = [[label for label in row if label != IGNORE][-1] for row in labels]
