@@ -1,6 +1,6 @@
 """How a run of ListOps does on longer rows than its own, by depth and operator: lengths.csv and a figure.
 
-python scripts/listops_lengths.py RUN_DIR [docs/results/listops_dense]
+python scripts/listops_lengths.py RUN_DIR [docs/results/listops]
 
 Of a run with dense supervision a score is that of sub-trees, wherever they stand: if those of depth 1 fail in longer
 rows, it is parsing that fails; if they hold and deeper ones fall, composition does; if one operator falls alone, its
@@ -69,7 +69,7 @@ def draw(lines: list[dict[str, Any]], stem: Path) -> None:
 
 
 def main() -> None:
-    run, out = Path(sys.argv[1]), Path((*sys.argv[2:], "docs/results/listops_dense")[0])
+    run, out = Path(sys.argv[1]), Path((*sys.argv[2:], "docs/results/listops")[0])
     out.mkdir(parents=True, exist_ok=True)
     lines = table(run)
     with (out / "lengths.csv").open("w", newline="") as file:

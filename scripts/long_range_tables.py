@@ -20,8 +20,7 @@ from tsla.evaluation.report import write_report
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = RESULTS / "long_range.md"
-SUITES = {"lra_mini": ROOT / "configs/suite/lra_mini.yaml", "hour": ROOT / "scripts/hour.yaml",
-          "listops": ROOT / "scripts/listops.yaml", "listops_dense": ROOT / "scripts/listops_dense.yaml"}  # fmt: skip
+SUITES = {"lra_mini": ROOT / "configs/suite/lra_mini.yaml", "listops": ROOT / "scripts/listops.yaml"}
 
 Found = dict[str, list[dict[str, Any]]]  # results of a group's seeds, by its name
 
@@ -90,7 +89,7 @@ def listops(suite: str) -> list[str]:
     return lines
 
 
-TABLES = {"lra_mini": tasks, "hour": tasks, "listops": listops, "listops_dense": listops}
+TABLES = {"lra_mini": tasks, "listops": listops}
 
 
 def page(text: str) -> str:
