@@ -173,3 +173,16 @@ def test_the_figure_has_a_panel_for_each_task_and_a_point_for_each_score(tmp_pat
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row.label for row in made.rows]
     drawn = draw_overview(made, tables, looks_of(tables), tmp_path)
     assert drawn.png == tmp_path / "overview.png" and drawn.png.stat().st_size > 5000 and drawn.svg.exists()
+
+
+def test_no_title_runs_into_the_next_panel(tmp_path):
+    names = ("a_task_with_a_name_longer_than_its_panel", "pathfinder_6_generated", "text")  # and genes
+    tables = make_tables(find_runs([variants(tmp_path / "runs", names)])).tasks
+    with plotting():
+        figure = _panels(make_overview(tables), tables, looks_of(tables))
+        figure.canvas.draw()
+        edges = [axis.get_window_extent().x0 for axis in figure.axes[1:4]] + [figure.bbox.x1]
+        titles = [axis.texts[0].get_window_extent() for axis in figure.axes]
+    assert [title.x1 < edge for title, edge in zip(titles, edges, strict=True)] == [True] * 4
+    sizes = [axis.texts[0].get_fontsize() for axis in figure.axes]
+    assert max(sizes) == 9.5 and 7 <= min(sizes) < 8

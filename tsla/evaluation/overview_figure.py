@@ -13,7 +13,8 @@ from tsla.evaluation.tables import TaskTable
 
 WIDTH, LINE = 11.0, 0.21  # inches: of the figure, and of a line of a panel
 LETTER, TOP, BOTTOM, GAP, RIGHT = 0.071, 0.62, 0.42, 0.28, 0.15  # inches: of a label's letter, and around panels
-SMALL = 0.054  # inches of a letter of the rules' line
+SMALL, BOLD = 0.054, 0.0086  # inches of a letter of the rules' line, and of a title's for each point of its size
+TITLE = 9.5, 7.0  # points, and the least where one is long
 COLUMNS = 4
 
 
@@ -41,13 +42,13 @@ def _panels(overview: Overview, tables: Sequence[TaskTable], looks: Mapping[tupl
         bottom = height - (row + 1) * (panel + TOP + BOTTOM) + BOTTOM
         at = (left + column * (width + GAP)) / WIDTH, bottom / height, width / WIDTH, panel / height
         axis = figure.add_axes(at)
-        _panel(axis, overview, place, table, looks, int((width + 0.6 * GAP) / SMALL))
+        _panel(axis, overview, place, table, looks, width + 0.6 * GAP)
         axis.set_yticks(range(len(labels)), labels if column == 0 else [])
     return figure
 
 
 def _panel(
-    axis: Any, overview: Overview, place: int, table: TaskTable, looks: Mapping[tuple[str, str], Look], letters: int
+    axis: Any, overview: Overview, place: int, table: TaskTable, looks: Mapping[tuple[str, str], Look], room: float
 ) -> None:  # fmt: skip
     scores = []
     for line, row in enumerate(overview.rows):
@@ -67,14 +68,16 @@ def _panel(
             axis.axvline(value, color="0.45", linewidth=1.0, linestyle=dashes, zorder=1)
             drawn.append(value)
     low, high = min([*scores, *drawn], default=0.0), max([*scores, *drawn], default=1.0)
-    room = max(0.07 * (high - low), 0.005)
-    axis.set_xlim(low - room, high + room)
+    margin = max(0.07 * (high - low), 0.005)
+    axis.set_xlim(low - margin, high + margin)
     axis.set_ylim(len(overview.rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     plain_ticks(axis.xaxis, 4)
-    axis.annotate(clean(overview.headings[place], 34), (0, 1), (0, 17), xycoords="axes fraction",
-                  textcoords="offset points", fontsize=9.5, fontweight="bold", annotation_clip=False)  # fmt: skip
-    axis.annotate(_told(told, letters), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
+    title = clean(overview.headings[place], int(room / (BOLD * TITLE[1])))
+    size = min(TITLE[0], room / (BOLD * len(title)))
+    axis.annotate(title, (0, 1), (0, 17), xycoords="axes fraction", textcoords="offset points", fontsize=size,
+                  fontweight="bold", annotation_clip=False)  # fmt: skip
+    axis.annotate(_told(told, int(room / SMALL)), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
                   fontsize=7.2, color="0.35", annotation_clip=False)  # fmt: skip
 
 
