@@ -180,17 +180,16 @@ def test_taylor_in_a_pattern_of_another_mixer_has_its_widths():
     assert softmax.head_dim == taylor.head_dim == 8
 
 
-@pytest.mark.parametrize("part", ["bracket_depth", "bracket_tree"])
-def test_what_tells_of_brackets_knows_those_of_the_task(part):
-    config = compose(["experiment=listops_short", f"model.{part}=true", "model.dim=32"])
+def test_bracket_depth_knows_the_brackets_of_the_task():
+    config = compose(["experiment=listops_short", "model.bracket_depth=true", "model.dim=32"])
     model = build.build_model(config.model, config.mixer, runs.spec(inputs="listops", vocab_size=len(TOKENS)))
-    steps = dict(zip(TOKENS, getattr(model.encoder, part).steps.tolist(), strict=True))
+    steps = dict(zip(TOKENS, model.encoder.brackets.steps.tolist(), strict=True))
     assert {token for token, step in steps.items() if step == 1} == {"[MIN", "[MAX", "[MED", "[SM"}
     assert {token for token, step in steps.items() if step == -1} == {"]"}
-    with pytest.raises(ValueError, match=r"bracket_depth and bracket_tree need a task of brackets, which x is not"):
+    with pytest.raises(ValueError, match=r"bracket_depth=true needs a task of brackets, which x is not"):
         build.build_model(config.model, config.mixer, SPEC)
-    with pytest.raises(ConfigError, match=rf"model.{part}=true needs a task of brackets \(listops, .*got digits"):
-        compose(["experiment=digits", f"model.{part}=true"])
+    with pytest.raises(ConfigError, match=r"model.bracket_depth=true needs a task of brackets \(listops, .*got digits"):
+        compose(["experiment=digits", "model.bracket_depth=true"])
 
 
 def test_the_model_fits_the_task():

@@ -119,7 +119,6 @@ CASES: dict[str, dict[str, Case]] = {
         "conv_residual": Case(model, ("false", "true"), ("model.short_conv=3",)),
         "conv_embedding": Case(model, ("false", "true")),
         "bracket_depth": Case(parts, ("false", "true"), ROWS),
-        "bracket_tree": Case(parts, ("false", "true"), ROWS),
         "embedding_scale": Case(model, ("false", "true")),
         "loops": Case(model, ("1", "2", "3")),
         "norm": Case(model, ("layer", "srms", "rms"), (), "model.norm ('rms') must be one of layer, srms"),

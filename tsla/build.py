@@ -131,8 +131,7 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
         causal=model.causal, positions=model.positions, max_length=spec.max_length, norm=model.norm,
         feed_forward=model.feed_forward, feed_forward_mult=model.feed_forward_mult, short_conv=model.short_conv,
         conv_residual=model.conv_residual, conv_embedding=model.conv_embedding, embedding_scale=model.embedding_scale,
-        brackets=_brackets(spec) if model.bracket_depth or model.bracket_tree else None,
-        bracket_depth=model.bracket_depth, bracket_tree=model.bracket_tree, dropout=model.dropout, loops=model.loops,
+        brackets=_brackets(spec) if model.bracket_depth else None, dropout=model.dropout, loops=model.loops,
         gradient_checkpointing=model.gradient_checkpointing,
     )  # fmt: skip
     if spec.target == "tokens":
@@ -145,7 +144,7 @@ def _encoder(model: EncoderConfig, mixer: Callable[[int], Mixer], spec: TaskSpec
 def _brackets(spec: TaskSpec) -> list[int]:
     """What each token id does to the number of open brackets."""
     if spec.inputs != "listops":
-        raise ValueError(f"model.bracket_depth and bracket_tree need a task of brackets, which {spec.name} is not")
+        raise ValueError(f"model.bracket_depth=true needs a task of brackets, which {spec.name} is not")
     return [(token >= OPENER) - 2 * (token == CLOSER) for token in range(spec.vocab_size or 0)]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tsla.mixers import Mixed, Mixer, NoMixer, SoftmaxAttention, TaylorAttention, WindowAttention
 from tsla.models import Encoder, SequenceClassifier, SRMSNorm, VisionTransformer
 from tsla.models.account import account, example_input
-from tsla.models.embedding import ConvEmbedding
+from tsla.models.embedding import BracketDepth, ConvEmbedding
 from tsla.models.encoder import Positions, sinusoids
 from tsla.models.summary import summarise
 
@@ -162,6 +162,58 @@ def test_loops_are_layers_that_share_weights():
     assert len(parts) == len(set(parts))
     with pytest.raises(ValueError, match=r"loops \(0\) must be at least 1"):
         Encoder(vocab_size=11, dim=DIM, depth=2, loops=0)
+
+
+STEPS = [0, 0, 1, 1, -1]  # of ids: 2 and 3 open, 4 closes
+
+
+def depths(ids: list[int]) -> list[int]:
+    """How many brackets are open at each token, by going along; a closing one counts itself."""
+    stack, out = 0, []
+    for token in ids:
+        stack += STEPS[token] > 0
+        out.append(stack)
+        stack -= STEPS[token] < 0
+    return out
+
+
+def test_bracket_depth_is_what_one_counts_going_along():
+    layer = BracketDepth(STEPS, DIM, deepest=3)
+    rows = [[2, 1, 3, 1, 1, 4, 1, 4], [2, 3, 2, 3, 2, 4, 4, 4, 4, 4], [4, 4, 1], [1]]
+    assert depths(rows[0]) == [1, 1, 2, 2, 2, 2, 1, 1]
+    expected = [layer.table.weight[torch.tensor(depths(row)).clamp(0, 3)] for row in rows]
+    lengths = [len(row) for row in rows]
+    padded = torch.zeros(4, 12, dtype=torch.int64)
+    mask = torch.zeros(4, 12, dtype=torch.bool)
+    for at, row in enumerate(rows):
+        padded[at, 1 : len(row) + 1], mask[at, 1 : len(row) + 1] = torch.tensor(row), True
+    padded[:, 0] = 2  # not real: it opens nothing
+    out = layer(padded, mask)
+    for at, row in enumerate(expected):
+        assert torch.equal(out[at, 1 : len(row) + 1], row)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    packed = layer(torch.tensor([[token for row in rows for token in row]]), None, bounds)
+    assert torch.equal(packed[0], torch.cat(expected))
+    for steps in ([0, 1], [0, -1], [0, 2, -1]):
+        with pytest.raises(ValueError, match="must be 1 of what opens, -1 of what closes, and else 0"):
+            BracketDepth(steps, DIM)
+    with pytest.raises(ValueError, match=r"deepest \(0\) must be at least 1"):
+        BracketDepth(STEPS, DIM, deepest=0)
+
+
+@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
+def test_an_encoder_adds_the_vectors_of_bracket_depth(positions):
+    encoder = Encoder(vocab_size=5, dim=DIM, depth=1, heads=2, positions=positions, max_length=9, brackets=STEPS)
+    plain = Encoder(vocab_size=5, dim=DIM, depth=1, heads=2, positions=positions, max_length=9)
+    plain.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("brackets.")})
+    ids, mask = torch.randint(5, (3, 9)), torch.arange(9) < torch.tensor([[9], [4], [1]])
+    assert torch.equal(encoder.embed(ids, mask), plain.embed(ids, mask) + encoder.brackets(ids, mask))
+    encoder(ids, mask).square().sum().backward()
+    assert encoder.brackets.table.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"brackets \(5\) must say of each token id .* vocab_size \(7\)"):
+        Encoder(vocab_size=7, dim=DIM, depth=1, brackets=STEPS)
+    with pytest.raises(ValueError, match=r"brackets \(5\) must say of each token id .* vocab_size \(None\)"):
+        Encoder(input_dim=5, dim=DIM, depth=1, brackets=STEPS)
 
 
 def test_the_default_mixer_takes_heads_and_rotary():

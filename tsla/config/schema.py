@@ -32,7 +32,6 @@ class EncoderConfig:
     conv_residual: bool = option(False, "what the convolution finds also goes on beside the mixer, see docs/lra.md")
     conv_embedding: bool = option(False, "embed a token with its neighbours, by three convolutions")
     bracket_depth: bool = option(False, "add a learned vector of how many brackets are open; for ListOps")
-    bracket_tree: bool = option(False, "add codes of the brackets that a token is in and makes; for ListOps")
     embedding_scale: bool = option(False, "multiply embeddings by sqrt(dim), before positions are added")
     loops: int = option(1, "how often the blocks are gone through, with the same weights", low=1)
     norm: str = option("layer", "of blocks and output: LayerNorm, or SRMSNorm, without parameters", choices=NORMS)

@@ -250,10 +250,8 @@ def _model(config: Config) -> Iterator[str]:
         yield from _vision(config, model)
     elif model.positions == "sinusoidal" and model.dim % 2:
         yield f"model.dim ({model.dim}) must be even for sinusoidal positions"
-    if isinstance(model, EncoderConfig) and not isinstance(config.task, ListOpsConfig):
-        for name in ("bracket_depth", "bracket_tree"):
-            if getattr(model, name):
-                yield f"model.{name}=true needs a task of brackets ({', '.join(LISTOPS)}), got {config.task.name}"
+    if isinstance(model, EncoderConfig) and model.bracket_depth and not isinstance(config.task, ListOpsConfig):
+        yield f"model.bracket_depth=true needs a task of brackets ({', '.join(LISTOPS)}), got {config.task.name}"
     if isinstance(model, EncoderConfig) and model.conv_embedding and model.dim < 4:
         yield f"model.dim ({model.dim}) must be at least 4 for model.conv_embedding=true"
     if model.conv_residual and not model.short_conv:

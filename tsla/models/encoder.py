@@ -9,8 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from tsla.mixers import Mixer, TaylorAttention
 from tsla.mixers.base import positions as token_positions
 from tsla.models.block import Block, add
-from tsla.models.brackets import BracketDepth, BracketTree
-from tsla.models.embedding import ConvEmbedding, token_table
+from tsla.models.embedding import BracketDepth, ConvEmbedding, token_table
 from tsla.models.norm import make_norm
 from tsla.ops.checks import check_mask
 from tsla.ops.packing import check_cu_seqlens, each_sequence
@@ -39,9 +38,8 @@ class Encoder(nn.Module):
         conv_embedding: make the embedding of a token from those around it too, see `ConvEmbedding`.
         embedding_scale: multiply embeddings by sqrt(dim), before positions are added. Those of tokens are drawn with a
             standard deviation of dim^-0.5, so that the numbers of a scaled vector have one of 1.
-        brackets: of each token id, 1 where it opens a bracket, -1 where it closes one, else 0, for the next two.
-        bracket_depth: add to each token a vector of how many are open, see `BracketDepth`.
-        bracket_tree: add to each token codes of the pairs that it stands in and makes, see `BracketTree`.
+        brackets: of each token id, 1 where it opens a bracket, -1 where it closes one, else 0; a vector of how many are
+            open is added to each token, see `BracketDepth`.
         dropout: on the embedding and on what each block adds.
         loops: how often all blocks are gone through, with the same weights (arXiv 1807.03819).
         gradient_checkpointing: keep only the blocks' inputs for the backward pass and run the blocks again there.
@@ -56,8 +54,8 @@ class Encoder(nn.Module):
         positions: str = "none", max_length: int | None = None, grid: tuple[int, int] | None = None,
         norm: str = "layer", feed_forward: str = "gelu", feed_forward_mult: float = 4.0, short_conv: int = 0,
         conv_residual: bool = False, conv_embedding: bool = False, embedding_scale: bool = False,
-        brackets: Sequence[int] | None = None, bracket_depth: bool = False, bracket_tree: bool = False,
-        dropout: float = 0.0, loops: int = 1, gradient_checkpointing: bool = False,
+        brackets: Sequence[int] | None = None, dropout: float = 0.0, loops: int = 1,
+        gradient_checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if (vocab_size is None) == (input_dim is None):
@@ -84,14 +82,10 @@ class Encoder(nn.Module):
                 )
         if conv_embedding and grid is not None:
             raise ValueError(f"conv_embedding looks along a line of tokens, and these are a grid {grid}")
-        if (brackets is not None) != (bracket_depth or bracket_tree):
-            raise ValueError(f"bracket_depth ({bracket_depth}) and bracket_tree ({bracket_tree}) need brackets "
-                             f"({brackets}), which are for nothing else")  # fmt: skip
         if brackets is not None and len(brackets) != vocab_size:
             raise ValueError(f"brackets ({len(brackets)}) must say of each token id what it does, and needs vocab_size "
                              f"({vocab_size}) of them")  # fmt: skip
-        self.bracket_depth = BracketDepth(brackets, dim) if brackets is not None and bracket_depth else None
-        self.bracket_tree = BracketTree(brackets, dim) if brackets is not None and bracket_tree else None
+        self.brackets = None if brackets is None else BracketDepth(brackets, dim)
         self.convolutions = ConvEmbedding(dim, causal=causal) if conv_embedding else None
         self.width = width = dim // 4 if conv_embedding else dim  # of a token before those around it come in
         self.embedding_scale = embedding_scale
@@ -131,9 +125,7 @@ class Encoder(nn.Module):
         if self.embedding_scale:
             x = x * self.dim**0.5
         x = placed(self.positions, x)
-        for told in (self.bracket_depth, self.bracket_tree):
-            x = x if told is None else x + told(tokens, mask, cu_seqlens)
-        return self.dropout(x)
+        return self.dropout(x if self.brackets is None else x + self.brackets(tokens, mask, cu_seqlens))
 
     def encode(
         self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
