@@ -111,6 +111,16 @@ def test_eval_tells_slices(tmp_path, capsys):
     assert "gap" in out and "pairs" in out and "any value of the row" in out
 
 
+def test_eval_needs_no_easier_rows_that_training_began_with(tmp_path):
+    """An order of training rows says nothing of those that are scored."""
+    first = ("task.easier=[5/20/3/30]", "trainer.curriculum=stage", "trainer.curriculum_steps=2")
+    run = tmp_path / "run"
+    assert runs.train(*runs.LISTOPS, *runs.HEADS, *SHORT, *first, f"run_dir={run}") == 0
+    assert cli.main(["eval", str(run), "task.easier=[]", f"out={tmp_path / 'scores.json'}"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["metrics"]["test/accuracy"] == runs.result(run)["metrics"]["test/accuracy"]
+
+
 def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
     """As a training on these rows would score the same weights; longer ones too, by the positions of the run's own."""
     monkeypatch.chdir(tmp_path)

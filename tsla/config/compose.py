@@ -76,7 +76,7 @@ def with_mixer(config: Config, arguments: Sequence[str], kept: Sequence[str]) ->
 
 
 def with_task(config: Config, arguments: Sequence[str]) -> Config:
-    """`config` with other options of its task, ``task.option=value``.
+    """`config` with other options of its task, ``task.option=value``, to score rows: in what order is left out.
 
     Raises:
         ConfigError: with every problem found.
@@ -90,6 +90,7 @@ def with_task(config: Config, arguments: Sequence[str]) -> Config:
             problems.append(f"{key} cannot be changed: only other options of task={config.task.name} can")
         else:
             data["task"][option] = value
+    data["trainer"] |= {"curriculum": "none", "curriculum_steps": None}  # of training rows, which may be others now
     return _checked(data, problems)
 
 
