@@ -54,10 +54,10 @@ def draw(lines: list[dict[str, Any]], stem: Path) -> None:
         panels = dict(zip(("depth", "operator", "row"), figure.subplots(1, 3, sharey=True), strict=True))
         names = [f"{low}-{high}" for low, high in LENGTHS]
         for name, color in zip(names, HUES, strict=False):
-            for by in ("depth", "operator"):
+            for by, line_style in (("depth", "-"), ("operator", "")):  # operators are in no order
                 own = [line for line in lines if (line["length"], line["by"]) == (name, by) and line["items"] >= FEW]
                 panels[by].plot([line["value"] for line in own], [line["score"] for line in own], color=color,
-                                marker="o", markersize=4, label=f"{name} tokens")  # fmt: skip
+                                linestyle=line_style, marker="o", markersize=4, label=f"{name} tokens")  # fmt: skip
         whole = [line["score"] for line in lines if line["by"] == "row"]
         panels["row"].plot(names, whole, color="0.15", marker="o", markersize=4)
         panels["depth"].set(xlabel="depth of the tree", ylabel="accuracy", ylim=(0, 1.02))
