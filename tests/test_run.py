@@ -8,6 +8,9 @@ import torch
 import train_runs as runs
 
 from tsla import cli, load_model
+from tsla.build import build_task
+from tsla.config import read
+from tsla.config.compose import with_task
 
 SHORT = ("trainer.max_steps=2",)
 
@@ -121,6 +124,23 @@ def test_eval_needs_no_easier_rows_that_training_began_with(tmp_path):
     assert scores["metrics"]["test/accuracy"] == runs.result(run)["metrics"]["test/accuracy"]
 
 
+def test_eval_tells_how_many_rows_were_trained_on(tmp_path, capsys):
+    """Other numbers of rows are another cut of the same stream: some of those that test have trained."""
+    run, out = tmp_path / "run", tmp_path / "scores.json"
+    assert runs.train(*runs.LISTOPS, *runs.HEADS, *SHORT, f"run_dir={run}") == 0
+    task = build_task(read(run / "config.yaml"))
+    fewer = "task.train_rows=20"
+    other = build_task(with_task(read(run / "config.yaml"), [fewer]))
+    trained = {bytes(ids) for ids in task.split("train")["input_ids"]}
+    seen = sum(bytes(ids) in trained for ids in other.split("test")["input_ids"])
+    assert seen > 0
+    assert cli.main(["eval", str(run), fewer, f"out={out}"]) == 0
+    assert json.loads(out.read_text())["trained_on"] == seen
+    assert f"{seen} of these" in capsys.readouterr().out
+    assert cli.main(["eval", str(run), fewer, "task.seed=1", f"out={out}"]) == 0
+    assert json.loads(out.read_text())["trained_on"] < seen
+
+
 def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
     """As a training on these rows would score the same weights; longer ones too, by the positions of the run's own."""
     monkeypatch.chdir(tmp_path)
@@ -134,6 +154,7 @@ def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
     assert told[0]["metrics"] == told[1]["metrics"] != told[2]["metrics"]
     assert told[2]["metrics"]["test/accuracy"] == runs.result("a")["metrics"]["test/accuracy"]
     assert told[0]["slices"] == told[1]["slices"] and told[0]["task_options"]["max_length"] == 90
+    assert told[0]["trained_on"] < 10 and "trained_on" not in told[2]  # short rows are few
     assert {"plateau", "references", "monitor", "versions", "checkpoint"} <= told[0].keys()
     capsys.readouterr()
     for arguments, message in (
@@ -141,7 +162,9 @@ def test_eval_on_other_rows_of_the_task(tmp_path, capsys, monkeypatch):
         ["task.name=listops", "task.name cannot be changed: only other options of task=listops_short can"],
         ["task.min_length=80", "task.min_length (80) must be below task.max_length - 1 (59)"],
         ["out=nowhere/other.json", "out (nowhere/other.json) must be a file, in a folder that is there"],
-        ["task.supervision=dense", "the rows asked for are not of the run's kind: their target are others"],
+        ["out=/dev/null", "out (/dev/null) must be a file, in a folder that is there"],
+        ["out=a/result.json", "out (a/result.json) must not lie in the run's own folder, a"],
+        ["task.supervision=dense", "the rows asked for are not of the run's kind: they differ in target"],
     ):
         others = [] if arguments.startswith("out=") else ["out=other.json"]
         assert cli.main(["eval", "a", arguments, *others]) in (1, 2)

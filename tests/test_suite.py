@@ -109,6 +109,28 @@ def test_several_cells_at_a_time(tmp_path, monkeypatch, capsys, in_process):
     assert len((tmp_path / "s" / "results.csv").read_text().splitlines()) == 2
 
 
+def test_a_cell_that_another_suite_trains_meanwhile_has_not_failed(tmp_path, monkeypatch, capsys, in_process):
+    monkeypatch.chdir(tmp_path)
+    _, statuses = in_process
+    statuses["seed0"] = 1  # another process has its folder
+    train = runs.train
+
+    def both(*arguments: str) -> int:
+        train(*(argument.replace("seed=1", "seed=0").replace("seed1", "seed0") for argument in arguments))
+        return train(*arguments)
+
+    monkeypatch.setattr(runs, "train", both)
+    assert suite(*TINY, "mixer=none", "seed=0,1", "out=s", "estimate=false") == 0
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_a_suite_goes_into_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("s").write_text("")
+    assert suite(*TINY, "mixer=none", "out=s", "estimate=false") == 2
+    assert "out (s) must be a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGSEGV, 0])
 def test_a_cell_that_is_killed_or_leaves_no_result_has_failed(tmp_path, monkeypatch, capsys, in_process, status):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsla import __version__
-from tsla.usage import UsageError, usage
+from tsla.usage import UsageError, check_out, usage
 
 if TYPE_CHECKING:
     from tsla.config import Config
@@ -302,8 +302,8 @@ def _eval(arguments: list[str]) -> int:
     except ConfigError as error:
         raise usage("these options do not work:", error) from None
     out = Path(options["out"]) if options["out"] else None
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UsageError(f"out ({out}) must be a file, in a folder that is there")
+    if out is not None:
+        check_out(out, paths[0])
     evaluate_run(config, checkpoint, options["split"], Console(), on=changed.task, out=out)
     return 0
 

@@ -98,7 +98,11 @@ def pretrain(
             draw_curves(run.metrics, run.curves, pretext.objective.monitor, {}, title)
             write_json(run.result, {**how, **costs, **scores})
             console.print(pretrain_line(facts_of(run)["pretrain"]), highlight=False, soft_wrap=True)
-    load_weights(pretext.model, run.checkpoints / "best.ckpt")
+    best = run.checkpoints / "best.ckpt"
+    try:
+        load_weights(pretext.model, best)
+    except ValueError as error:
+        raise ValueError(f"{error}; to pretrain anew, remove {run.path}") from None
 
 
 def facts_of(run: RunDir) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tsla.models import account
 from tsla.models.pretrained import read_model_config
 from tsla.pretrain import facts_of, pretrain
 from tsla.tasks.base import Task, TaskSpec
+from tsla.tasks.loading import Rows
 from tsla.training.checkpoints import latest_checkpoint, load_weights
 from tsla.training.fit import Fitted, fit
 from tsla.training.guards import TrainingFailed
@@ -188,12 +189,18 @@ def evaluate_run(
         config = replace(config, task=on)
         task = build.build_task(config)
         if unlike := [name for name in SAME if getattr(spec, name) != getattr(task.spec, name)]:
-            raise ValueError(f"the rows asked for are not of the run's kind: their {', '.join(unlike)} are others")
+            raise ValueError(f"the rows asked for are not of the run's kind: they differ in {', '.join(unlike)}")
     known = RunDir(checkpoint.parents[1]).fingerprint
     if known.exists() and known.read_text().strip() != getattr(own, "fingerprint", None):
         console.print("[yellow]the data have changed since this run was trained: its splits were others[/]")
     objective = Objective(task.spec)
     (loader,) = build.build_loaders(config, task, (split,))
+    seen = {}
+    if task is not own and split != "train":  # another number of rows, say, is another cut of the same ones
+        seen = {"trained_on": loader.rows.shared_with(Rows(own.split("train"), spec))}
+        if seen["trained_on"]:
+            console.print(f"[yellow]{seen['trained_on']:,} of these {len(loader.rows):,} rows are among those that the "
+                          "run was trained on[/]", highlight=False)  # fmt: skip
     scores = evaluate(model, loader, objective, device)
     told = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(f"[bold]{task.spec.name}, {split} split, {checkpoint.name}[/]  {told}", highlight=False)
@@ -202,7 +209,7 @@ def evaluate_run(
     if out is not None:
         what = {"task": task.spec.name, "mixer": build.mixer_name(config), "seed": config.seed, "split": split,
                 "checkpoint": str(checkpoint), "task_options": asdict(config.task)}  # fmt: skip
-        write_json(out, {**what, **scores_of(objective, scores, references, split), **provenance()})
+        write_json(out, {**what, **seen, **scores_of(objective, scores, references, split), **provenance()})
         console.print(f"scores {out}", **PLAIN)
 
 

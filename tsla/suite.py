@@ -38,6 +38,8 @@ def run_suite(
     Of several cells at a time none shows its progress, and each has its share of the cores. A cell that fails does not
     keep the others from running; a signal ends the suite, and the same command goes on.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError([f"out ({out}) must be a folder"])
     _check_folders(cells, out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create({**suite, "out": str(out)})))
@@ -46,18 +48,17 @@ def run_suite(
     console.print(_plan(cells, left, seconds))
     in_all = f", about {clock_time(sum(seconds.values()))} in all" if seconds and jobs == 1 else ""
     console.print(f"{len(left)} of {len(cells)} cells to train{in_all}", highlight=False)
-    failed = []
     for cell, status, stopped in _trained(left, out, jobs, console):
         if stopped:
             console.print(f"stopped; go on with: tsla suite {out}{f' jobs={jobs}' * (jobs > 1)}", **PLAIN)
             return 128 + stopped
         if status == 128 + signal.SIGKILL:
             console.print(f"{cell.name} was killed: by something that runs short of memory?", style="red", **PLAIN)
-        failed += [cell.name] * (not _finished(out, cell))
     table = results(cells, out)
     write_text(out / "results.csv", _as_csv(table))
     console.print(_as_table(table))
     console.print(f"results {out / 'results.csv'}   figures and pages: tsla report {out}", **PLAIN)
+    failed = [cell.name for cell in left if not _finished(out, cell)]  # by now: another suite may have trained some
     for name in failed:
         console.print(f"failed: {out / name}, see its log.txt", style="red", **PLAIN)
     return 1 if failed else 0

@@ -41,7 +41,7 @@ def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervisi
     [
         ("20/100/5", "must have the form min_length/max_length/max_depth/rows"),
         ("20/100/5/0", "must have the form"),
-        ("20/21/5/9", "min_length (20) must be below max_length - 1 (20)"),
+        ("20/21/5/9", "easier ('20/21/5/9'): min_length (20) must be below max_length - 1 (20)"),
         ("50/90/2/9", "must be below 12, the longest row"),
         ("3/5/2/99999", "rows of easier, and such of validation and test (99999 and 0) must be at most what"),
     ],
@@ -49,6 +49,13 @@ def test_easier_rows_are_trained_on_and_nothing_else_changes(tmp_path, supervisi
 def test_easier_rows_that_cannot_be(tmp_path, easier, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _ = task(tmp_path, easier=[easier]).folder
+
+
+def test_the_same_bounds_would_give_the_same_rows_again(tmp_path):
+    own = task(tmp_path, min_length=5, max_length=20, max_depth=4).grammar
+    for easier in (["3/5/2/9", "3/5/2/8"], [f"{own.min_length}/{own.max_length}/{own.max_depth}/7"]):
+        with pytest.raises(ValueError, match=re.escape(f"easier ({easier[-1]!r}) must have bounds of its own")):
+            task(tmp_path, min_length=5, max_length=20, max_depth=4, easier=easier)
 
 
 @pytest.mark.parametrize("protocol", ["default", "s4"])

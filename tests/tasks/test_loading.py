@@ -151,6 +151,9 @@ def test_hardness_of_rows():
     assert tokens.hardness("depth").tolist() == [3, 2]
     with pytest.raises(ValueError, match=r"a curriculum of depth needs rows with a depth, which those of x lack"):
         Rows(DATA, SPEC).hardness("depth")
+    alike = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "label": [0, 1]})
+    with pytest.raises(ValueError, match=r"length needs rows that differ in it, and all those of x .* have 2$"):
+        Rows(alike, SPEC).hardness("length")
 
 
 def test_evaluation_is_sorted_and_the_same_each_time():

@@ -97,6 +97,10 @@ def read_suite(path: Path) -> dict[str, Any]:
     problems = [f"{file}: {key} is not a part of a suite{did_you_mean(key, KEYS)}" for key in suite if key not in KEYS]
     if not isinstance(suite.get("grid", {}), dict):
         problems.append(f"{file}: grid must be a mapping from options to lists of values")
+    elif empty := [key for key, values in suite.get("grid", {}).items() if _listed(values) == []]:
+        problems.append(f"{file}: {empty[0]} of grid must have a value")
+    if not any(suite.get(key) for key in ("grid", "variants", "overrides")):
+        problems.append(f"{file} must say something of what to train: grid, variants or overrides")
     if not _are_texts(suite.get("overrides", [])):
         problems.append(f"{file}: overrides must be a list of key=value texts")
     try:
@@ -201,8 +205,12 @@ def _axes(variants: Any) -> list[list[Point]]:
         named = kind.items() if isinstance(variants, dict) and isinstance(kind, dict) else None
         if named is None and (isinstance(variants, dict) or not isinstance(kind, list)):
             raise ConfigError(["variants must be a list, or a mapping of kinds to names and their options"])
+        if not kind:
+            raise ConfigError(["variants must have an entry of each kind"])
         axes.append([])
         for name, options in named or [("", options) for options in kind]:
+            if not isinstance(name, str):  # YAML 1.1: no, on, 1.0
+                raise ConfigError([f"the name of a variant must be a text, in quotes if need be, got {name!r}"])
             if not _are_texts(options := _listed(options)) or not re.fullmatch(r"(\w[\w.+-]*)?", str(name)):
                 raise ConfigError([f"a variant must be a list of key=value texts, its name letters, digits and ._+-, "
                                    f"got {f'{name}: ' * bool(name)}{options}"])  # fmt: skip

@@ -119,8 +119,19 @@ class ListOps:
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        for grammar in (*[self.grammar] * (source == "offline"), *(one for one, _ in self.easier)):
-            grammar.check()
+        bounds = {"": self.grammar} if source == "offline" else {}
+        for text, (grammar, _) in zip(easier, self.easier, strict=True):
+            try:
+                grammar.check()
+            except ValueError as error:
+                raise ValueError(f"easier ({text!r}): {error}") from None
+            if grammar in bounds.values():  # they would be the same rows, in the same order
+                raise ValueError(
+                    f"easier ({text!r}) must have bounds of its own, not those of another entry or of the task"
+                )
+            bounds[text] = grammar
+        if source == "offline":
+            self.grammar.check()
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 

@@ -134,7 +134,18 @@ class Rows(TorchDataset[Batch]):
         return len(self.lengths)
 
     def hardness(self, kind: str) -> NDArray[np.int64]:
-        """Of each row, as a `Curriculum` wants it, ``(rows,)``."""
+        """Of each row, as a `Curriculum` wants it, ``(rows,)``.
+
+        Raises:
+            ValueError: rows without such a thing, or all alike in it.
+        """
+        found = self._hardness(kind)
+        if len(found) and found.min() == found.max():
+            raise ValueError(f"a curriculum of {kind} needs rows that differ in it, and all those of {self.spec.name} "
+                             f"that are trained on have {found[0]}")  # fmt: skip
+        return found
+
+    def _hardness(self, kind: str) -> NDArray[np.int64]:
         if kind == "length":
             return self.lengths
         grades = self.sides.get(kind)
@@ -144,6 +155,14 @@ class Rows(TorchDataset[Batch]):
             return grades.to_numpy().astype(np.int64)
         each = Ragged(grades)  # of every closing bracket: a row is as deep as the deepest
         return np.array([each[row].max() for row in range(len(each))], dtype=np.int64)
+
+    def shared_with(self, others: "Rows") -> int:
+        """How many of these rows have the inputs of one of the others."""
+        theirs = set(others._hashes())
+        return sum(found in theirs for found in self._hashes())
+
+    def _hashes(self) -> Iterator[int]:
+        return (hash(tuple(one[row].tobytes() for one in self.inputs)) for row in range(len(self)))
 
     @property
     def padded(self) -> NDArray[np.int64]:
