@@ -1,6 +1,8 @@
 """How a run of ListOps does on longer rows than its own, by depth and operator: lengths.csv and a figure.
 
-python scripts/listops_lengths.py RUN_DIR [docs/results/listops]
+Rows are of another seed than the run's own: none of those that are as long as its own was trained on.
+
+python scripts/listops_lengths.py RUN_DIR [docs/results/listops_dense]
 
 Of a run with dense supervision a score is that of sub-trees, wherever they stand: if those of depth 1 fail in longer
 rows, it is parsing that fails; if they hold and deeper ones fall, composition does; if one operator falls alone, its
@@ -15,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tsla import cli
+from tsla.config import read
 from tsla.evaluation.figures import HUES, plotting, save
 
 LENGTHS = ((20, 100), (100, 200), (200, 500), (500, 1000), (1000, 2000))
@@ -22,11 +25,12 @@ ROWS = ("task.train_rows=2000", "task.eval_rows=1000")  # so many of each length
 FEW = 30  # sub-trees that a score must be of to be drawn
 
 
-def scores(run: Path, low: int, high: int) -> dict[str, Any]:
+def scores(run: Path, low: int, high: int, seed: int) -> dict[str, Any]:
     """What `tsla eval` says of rows of these lengths."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "scores.json"
-        options = (f"task.min_length={low}", f"task.max_length={high}", "task.max_depth=10", "task.easier=[]", *ROWS)
+        options = (f"task.min_length={low}", f"task.max_length={high}", "task.max_depth=10", "task.easier=[]",
+                   f"task.seed={seed}", *ROWS)  # fmt: skip
         if status := cli.main(["eval", str(run), *options, f"out={out}"]):
             sys.exit(status)
         return dict(json.loads(out.read_text()))
@@ -34,9 +38,9 @@ def scores(run: Path, low: int, high: int) -> dict[str, Any]:
 
 def table(run: Path) -> list[dict[str, Any]]:
     """A line for whole rows of each length, and one for each depth and operator of their trees."""
-    lines = []
+    lines, seed = [], read(run / "config.yaml").task.seed + 1  # type: ignore[attr-defined]
     for low, high in LENGTHS:
-        found = scores(run, low, high)
+        found = scores(run, low, high, seed)
         length = f"{low}-{high}"
         lines.append({"length": length, "by": "row", "value": "", "items": int(ROWS[1].split("=")[1]),
                       "score": found["metrics"][f"test/{found['monitor']}"]})  # fmt: skip
@@ -69,9 +73,11 @@ def draw(lines: list[dict[str, Any]], stem: Path) -> None:
 
 
 def main() -> None:
-    run, out = Path(sys.argv[1]), Path((*sys.argv[2:], "docs/results/listops")[0])
-    out.mkdir(parents=True, exist_ok=True)
+    if not 2 <= len(sys.argv) <= 3 or not (run := Path(sys.argv[1])).joinpath("config.yaml").is_file():
+        sys.exit(f"usage: listops_lengths.py RUN_DIR [OUT_DIR], of a run of ListOps; got {' '.join(sys.argv[1:])!r}")
+    out = Path((*sys.argv[2:], "docs/results/listops_dense")[0])
     lines = table(run)
+    out.mkdir(parents=True, exist_ok=True)
     with (out / "lengths.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()

@@ -3,7 +3,7 @@
 python scripts/long_range_tables.py [NAME SUITE_DIR]
 
 With the name of a folder of docs/results and a finished suite, the suite's results are copied there first, unchanged,
-and for several tasks the figure of a report on it.
+and if the page shows it the figure of a report on it.
 """
 
 import json
@@ -11,16 +11,22 @@ import re
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tsla.config.grid import Cell, cells_of, read_suite
 from tsla.evaluation.report import write_report
+from tsla.training.run_dir import is_finished
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = RESULTS / "long_range.md"
-SUITES = {"lra_mini": ROOT / "configs/suite/lra_mini.yaml", "listops": ROOT / "scripts/listops.yaml"}
+SUITES = {
+    "lra_mini": ROOT / "configs/suite/lra_mini.yaml",
+    **{name: ROOT / f"scripts/{name}.yaml" for name in ("hour", "listops", "listops_dense")},
+}
 
 Found = dict[str, list[dict[str, Any]]]  # results of a group's seeds, by its name
 
@@ -72,24 +78,31 @@ def tasks(suite: str) -> list[str]:
     return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in (rows | rules).items()]
 
 
-def listops(suite: str) -> list[str]:
-    """A row for each recipe: accuracy, the plateau it is on, and accuracy by length."""
+def recipes(suite: str, by: tuple[str, ...]) -> list[str]:
+    """A row for each recipe of ListOps: accuracy, the plateau it is on, and accuracy by length, depth or operator."""
     found = results(suite)
-    lengths = list(dict.fromkeys(part["value"] for runs in found.values() for part in runs[0]["slices"]["length"]))
-    lines = [f"| recipe | accuracy | on the plateau of | {' | '.join(f'{length} tokens' for length in lengths)} "
-             "| parameters | minutes |", f"|---|---:|---|{'---:|' * (len(lengths) + 2)}"]  # fmt: skip
+    told = {"length": "{} tokens", "depth": "depth {}", "operator": "{}"}
+    parts = {name: {told[kind].format(part["value"]): part["score"] for kind in by for part in runs[0]["slices"][kind]}
+             for name, runs in found.items()}  # fmt: skip
+    columns = list(dict.fromkeys(column for own in parts.values() for column in own))
+    lines = [f"| recipe | accuracy | on the plateau of | {' | '.join(columns)} | parameters | minutes |",
+             f"|---|---:|---|{'---:|' * (len(columns) + 2)}"]  # fmt: skip
     for name, runs in sorted(found.items(), key=lambda item: score(item[1]), reverse=True):
-        parts = {part["value"]: f"{part['score']:.3f}" for part in runs[0]["slices"]["length"]}
-        cells = [score(runs), runs[0]["plateau"] or "", *(parts.get(length, "") for length in lengths),
-                 f"{runs[0]['params']:,}", minutes(runs)]  # fmt: skip
+        own = [f"{parts[name][column]:.3f}" if column in parts[name] else "" for column in columns]
+        cells = [score(runs), runs[0]["plateau"] or "", *own, f"{runs[0]['params']:,}", minutes(runs)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     rules = next(iter(found.values()))[0]["references"] if found else {}
-    blank = " |" * (len(lengths) + 3)
+    blank = " |" * (len(columns) + 3)
     lines += [f"| *{rule}* | {value:.3f} |{blank}" for rule, value in sorted(rules.items(), key=lambda rule: -rule[1])]
     return lines
 
 
-TABLES = {"lra_mini": tasks, "listops": listops}
+TABLES: dict[str, Callable[[str], list[str]]] = {
+    "lra_mini": tasks,
+    "hour": tasks,
+    "listops": partial(recipes, by=("length",)),
+    "listops_dense": partial(recipes, by=("operator", "depth")),
+}
 
 
 def page(text: str) -> str:
@@ -101,19 +114,25 @@ def page(text: str) -> str:
     return text
 
 
+def is_suite(folder: str) -> bool:
+    return Path(folder, "suite.yaml").is_file()
+
+
 def collect(name: str, suite: Path) -> None:
     """Copy what a suite has finished."""
     cells: list[Cell] = cells_of(read_suite(SUITES[name]))
     (RESULTS / name).mkdir(exist_ok=True)
     for cell in cells:
-        if (file := suite / cell.name / "result.json").exists():
-            shutil.copyfile(file, RESULTS / name / f"{cell.name}.json")
-    if len({cell.config.task.name for cell in cells}) > 1:
+        if is_finished(suite / cell.name):
+            shutil.copyfile(suite / cell.name / "result.json", RESULTS / name / f"{cell.name}.json")
+    if f"{name}/overview.png" in PAGE.read_text():
         write_report([suite], suite / "report")
         shutil.copyfile(suite / "report" / "figures" / "overview.png", RESULTS / name / "overview.png")
 
 
 def main() -> None:
+    if len(sys.argv) not in (1, 3) or not {*sys.argv[1:2]} <= SUITES.keys() or not all(map(is_suite, sys.argv[2:])):
+        sys.exit(f"usage: long_range_tables.py [NAME SUITE_DIR], NAME one of {', '.join(SUITES)}; got {sys.argv[1:]}")
     if len(sys.argv) == 3:
         collect(sys.argv[1], Path(sys.argv[2]))
     PAGE.write_text(page(PAGE.read_text()))
