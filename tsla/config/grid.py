@@ -211,12 +211,12 @@ def _axes(variants: Any) -> list[list[Point]]:
         for name, options in named or [("", options) for options in kind]:
             if not isinstance(name, str):  # YAML 1.1: no, on, 1.0
                 raise ConfigError([f"the name of a variant must be a text, in quotes if need be, got {name!r}"])
-            if not _are_texts(options := _listed(options)) or not re.fullmatch(r"(\w[\w.+-]*)?", str(name)):
+            if not _are_texts(options := _listed(options)) or not re.fullmatch(r"(\w[\w.+-]*)?", name):
                 raise ConfigError([f"a variant must be a list of key=value texts, its name letters, digits and ._+-, "
                                    f"got {f'{name}: ' * bool(name)}{options}"])  # fmt: skip
             for values in itertools.product(*map(_values, options)):
                 swept = [value for value, option in zip(values, options, strict=True) if value != option]
-                axes[-1].append(Point(str(name), [*values], swept if name else [*values]))
+                axes[-1].append(Point(name, [*values], swept if name else [*values]))
     return axes
 
 

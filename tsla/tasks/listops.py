@@ -119,19 +119,13 @@ class ListOps:
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.cache_dir = Path(cache_dir)
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        bounds = {"": self.grammar} if source == "offline" else {}
-        for text, (grammar, _) in zip(easier, self.easier, strict=True):
-            try:
-                grammar.check()
-            except ValueError as error:
-                raise ValueError(f"easier ({text!r}): {error}") from None
-            if grammar in bounds.values():  # they would be the same rows, in the same order
-                raise ValueError(
-                    f"easier ({text!r}) must have bounds of its own, not those of another entry or of the task"
-                )
-            bounds[text] = grammar
         if source == "offline":
             self.grammar.check()
+        bounds = [*[self.grammar] * (source == "offline"), *(one for one, _ in self.easier)]
+        if len({*bounds}) < len(bounds):  # they would be the same rows, in the same order
+            raise ValueError(
+                f"easier ({', '.join(easier)}) must have bounds that differ from each other and the task's"
+            )
         if self.workers < 1:
             raise ValueError(f"workers ({self.workers}) must be at least 1, or None for one per core")
 
@@ -265,7 +259,12 @@ def _easier(text: str, max_args: int) -> tuple[Grammar, int]:
     if len(parts) != 4 or not all(part.isdecimal() and int(part) for part in parts):
         raise ValueError(f"easier ({text!r}) must have the form min_length/max_length/max_depth/rows")
     low, high, depth, rows = map(int, parts)
-    return Grammar(low, high, depth, max_args), rows
+    grammar = Grammar(low, high, depth, max_args)
+    try:
+        grammar.check()
+    except ValueError as error:
+        raise ValueError(f"easier ({text!r}): {error}") from None
+    return grammar, rows
 
 
 def _roots(rows: Sequence[Ids], labels: NDArray[np.int64]) -> Columns:
